@@ -1,0 +1,35 @@
+//! When credentials and authorities are renewed: arithmetic only, no clock.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// Certificates begin this much before they are issued, against clocks that are a little behind.
+pub const BACKDATE: Duration = Duration::from_secs(10);
+/// An authority's successor is prepared at most this long before its end, however long it lives.
+pub const PREPARE_LEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// An authority's successor is activated at most this long before its end.
+pub const ACTIVATE_LEAD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// When to renew a credential: before half of its life is over, spread over the tenth before that point.
+/// `spread` is drawn once for each credential, from 0 to 1.
+pub fn renew_at(not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
+    let half = not_after.since(not_before) / 2;
+    let early = half.mul_f64(0.2 * spread.clamp(0.0, 1.0));
+    not_before.after(half.saturating_sub(early))
+}
+
+/// When the successor of an authority is prepared: half of its life, at most 30 days, before its end.
+pub fn prepare_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    not_after.before((not_after.since(not_before) / 2).min(PREPARE_LEAD_MAX))
+}
+
+/// When the prepared successor becomes active: a sixth of the life, at most 7 days, before the end.
+pub fn activate_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    not_after.before((not_after.since(not_before) / 6).min(ACTIVATE_LEAD_MAX))
+}
+
+/// The longest lifetime an SVID can always have without outliving its authority.
+pub fn guaranteed_lifetime(ca_ttl: Duration) -> Duration {
+    (ca_ttl / 6).min(ACTIVATE_LEAD_MAX)
+}

@@ -1,0 +1,11 @@
+//! X.509: certificates as the domain sees them, the bytes of new ones, and who may vouch for whom.
+
+mod certificate;
+mod chain;
+mod write;
+
+pub(crate) use certificate::decimal;
+pub use certificate::{CERTIFICATE_BYTES_MAX, Certificate, CertificateError, KeyUsage};
+pub use chain::{CHAIN_CERTIFICATES_MAX, ChainError, verify_chain, verify_chain_any};
+pub(crate) use write::not_after;
+pub use write::{Profile, Subject, Tbs, assemble, write_san, write_spire_subject};

@@ -1,0 +1,163 @@
+//! SQLite: one file, WAL, every commit synced.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{Database, EachRow, Row, Value};
+use crate::error::StoreError;
+
+/// Statements kept prepared; we have a few dozen.
+const STATEMENTS_MAX: usize = 128;
+/// How long to wait for another process that writes, such as a backup taken with other tools.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// WAL pages after which the log is folded into the main file as soon as nobody waits (16 MiB).
+const CHECKPOINT_PAGES: i64 = 4096;
+
+pub(crate) struct Sqlite {
+    connection: Connection,
+    path: String,
+}
+
+impl Sqlite {
+    /// Opens or creates the file. `vfs` names another file layer, for tests that lose power.
+    pub(crate) fn open(path: &Path, vfs: Option<&str>) -> Result<Self, StoreError> {
+        let shown = path.display().to_string();
+        let failed = |e: rusqlite::Error| StoreError::Open { path: shown.clone(), reason: e.to_string() };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = match vfs {
+            Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs),
+            None => Connection::open_with_flags(path, flags),
+        }
+        .map_err(failed)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+        // INVARIANT: synchronous=FULL syncs the WAL at each commit; `a_commit_is_synced` holds it.
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
+                 PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-4096; PRAGMA temp_store=MEMORY;",
+            )
+            .map_err(|e| match e.sqlite_error_code() {
+                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                    StoreError::Foreign { path: shown.clone(), reason: "it is not an SQLite database".to_owned() }
+                }
+                _ => failed(e),
+            })?;
+        Ok(Self { connection, path: shown })
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn raw(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+fn failed(error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(error.to_string()),
+        _ => StoreError::Failed(error.to_string()),
+    }
+}
+
+fn bind(statement: &mut rusqlite::Statement<'_>, values: &[Value<'_>]) -> Result<(), rusqlite::Error> {
+    for (index, value) in values.iter().enumerate() {
+        match *value {
+            Value::Int(n) => statement.raw_bind_parameter(index + 1, n)?,
+            Value::Text(t) => statement.raw_bind_parameter(index + 1, t)?,
+            Value::Blob(b) => statement.raw_bind_parameter(index + 1, b)?,
+            Value::Null => statement.raw_bind_parameter(index + 1, rusqlite::types::Null)?,
+        }
+    }
+    Ok(())
+}
+
+impl Database for Sqlite {
+    const BLOB: &'static str = "BLOB";
+
+    fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<usize, StoreError> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
+        bind(&mut statement, values).map_err(failed)?;
+        statement.raw_execute().map_err(failed)
+    }
+
+    fn query(&mut self, sql: &'static str, values: &[Value<'_>], each: EachRow<'_>) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
+        bind(&mut statement, values).map_err(failed)?;
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().map_err(failed)? {
+            each(&SqliteRow(row))?;
+        }
+        Ok(())
+    }
+
+    fn define(&mut self, sql: &str) -> Result<(), StoreError> {
+        self.connection.execute_batch(sql).map_err(failed)
+    }
+
+    fn begin(&mut self) -> Result<(), StoreError> {
+        self.execute("BEGIN IMMEDIATE", &[]).map(|_| ())
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.execute("COMMIT", &[]).map(|_| ())
+    }
+
+    fn rollback(&mut self) {
+        // Fails only when SQLite has already rolled back by itself.
+        let _ = self.execute("ROLLBACK", &[]);
+    }
+
+    fn tidy(&mut self) -> Result<(), StoreError> {
+        let mut pages = 0;
+        self.query("PRAGMA wal_checkpoint(NOOP)", &[], &mut |row| {
+            pages = row.int(1)?;
+            Ok(())
+        })?;
+        if pages >= CHECKPOINT_PAGES {
+            self.query("PRAGMA wal_checkpoint(RESTART)", &[], &mut |_| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    fn tables(&mut self) -> Result<Vec<String>, StoreError> {
+        let mut names = Vec::new();
+        self.query("SELECT name FROM sqlite_master WHERE type = 'table'", &[], &mut |row| {
+            names.push(row.text(0)?.to_owned());
+            Ok(())
+        })?;
+        Ok(names)
+    }
+}
+
+struct SqliteRow<'a>(&'a rusqlite::Row<'a>);
+
+impl SqliteRow<'_> {
+    fn value(&self, column: usize) -> Result<ValueRef<'_>, StoreError> {
+        self.0.get_ref(column).map_err(failed)
+    }
+}
+
+impl Row for SqliteRow<'_> {
+    fn int(&self, column: usize) -> Result<i64, StoreError> {
+        self.value(column)?.as_i64().map_err(|e| StoreError::Corrupt(format!("column {column}: {e}")))
+    }
+
+    fn text(&self, column: usize) -> Result<&str, StoreError> {
+        self.value(column)?.as_str().map_err(|e| StoreError::Corrupt(format!("column {column}: {e}")))
+    }
+
+    fn blob(&self, column: usize) -> Result<&[u8], StoreError> {
+        self.value(column)?.as_blob().map_err(|e| StoreError::Corrupt(format!("column {column}: {e}")))
+    }
+
+    fn is_null(&self, column: usize) -> bool {
+        matches!(self.value(column), Ok(ValueRef::Null))
+    }
+}

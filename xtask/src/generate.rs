@@ -1,0 +1,32 @@
+//! Generates the Rust code of `crates/wire/proto` into `crates/wire/src/gen`, without an installed `protoc`.
+
+use std::path::Path;
+
+use prost::Message as _;
+
+/// The .proto files, in the order of the generated modules' documentation.
+const FILES: &[&str] = &[
+    "workload.proto",
+    "types.proto",
+    "server_agent.proto",
+    "server_bundle.proto",
+    "server_entry.proto",
+    "server_svid.proto",
+    "server_debug.proto",
+    "server_logger.proto",
+    "countersign_agent.proto",
+    "countersign_journal.proto",
+];
+
+/// Writes the generated code below `out`, one file a package, and the descriptor of the Workload API for reflection.
+pub fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(out)?;
+    let all = protox::compile(FILES, [proto])?;
+    tonic_prost_build::configure()
+        .out_dir(out)
+        .emit_rerun_if_changed(false)
+        .compile_fds(all)?;
+    let workload = protox::compile(["workload.proto"], [proto])?;
+    std::fs::write(out.join("workload.fds"), workload.encode_to_vec())?;
+    Ok(())
+}
