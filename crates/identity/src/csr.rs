@@ -67,7 +67,7 @@ impl Csr {
         }
         let info = &request.certification_request_info;
         let public_key = PublicKey::from_parsed(&info.subject_pki)?;
-        public_key.verify_x509(&request.signature_algorithm, info.raw, &request.signature_value.data).map_err(|_| CsrError::Possession)?;
+        public_key.verify_x509(&request.signature_algorithm, info.raw, &request.signature_value).map_err(|_| CsrError::Possession)?;
         let mut spiffe_id = None;
         let mut dns_names = Vec::new();
         for extension in request.requested_extensions().into_iter().flatten() {

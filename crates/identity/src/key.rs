@@ -4,8 +4,9 @@ use std::fmt;
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use x509_parser::asn1_rs::BitString;
 use x509_parser::prelude::FromDer as _;
-use x509_parser::public_key::PublicKey as Parsed;
+use x509_parser::public_key::{PublicKey as Parsed, RSAPublicKey};
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::der::{self, Writer, tag};
@@ -158,24 +159,46 @@ impl PublicKey {
         if info.raw.len() > SPKI_BYTES_MAX {
             return Err(KeyError::TooLong(info.raw.len()));
         }
+        let bits = &*info.subject_public_key.data;
         let kind = match info.parsed().map_err(|_| KeyError::Malformed)? {
             Parsed::RSA(rsa) => {
-                let bits = rsa.key_size();
-                if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits) {
-                    return Err(KeyError::RsaBits(bits));
+                let size = rsa.key_size();
+                if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&size) {
+                    return Err(KeyError::RsaBits(size));
+                }
+                if !RSAPublicKey::from_der(bits).is_ok_and(|(rest, _)| rest.is_empty()) {
+                    return Err(KeyError::Malformed);
                 }
                 PublicKeyKind::Rsa
             }
-            Parsed::EC(_) => match curve(&info.algorithm) {
-                Some(der::OID_P256) => PublicKeyKind::EcP256,
-                Some(der::OID_P384) => PublicKeyKind::EcP384,
-                Some(der::OID_P521) => PublicKeyKind::EcP521,
-                _ => return Err(KeyError::Unsupported),
-            },
-            _ if info.algorithm.algorithm.as_bytes() == [0x2b, 0x65, 0x70] => PublicKeyKind::Ed25519,
+            Parsed::EC(_) => {
+                let (kind, coordinate_bytes) = match curve(&info.algorithm) {
+                    Some(der::OID_P256) => (PublicKeyKind::EcP256, 32),
+                    Some(der::OID_P384) => (PublicKeyKind::EcP384, 48),
+                    Some(der::OID_P521) => (PublicKeyKind::EcP521, 66),
+                    _ => return Err(KeyError::Unsupported),
+                };
+                // Uncompressed only: a JWK is cut from these bytes.
+                if bits.len() != 1 + 2 * coordinate_bytes || bits.first() != Some(&4) {
+                    return Err(KeyError::Malformed);
+                }
+                kind
+            }
+            _ if info.algorithm.algorithm.as_bytes() == [0x2b, 0x65, 0x70] => {
+                if bits.len() != 32 {
+                    return Err(KeyError::Malformed);
+                }
+                PublicKeyKind::Ed25519
+            }
             _ => return Err(KeyError::Unsupported),
         };
-        Ok(Self { spki: info.raw.to_vec(), bits: info.subject_public_key.data.to_vec(), kind })
+        // One spelling only: the parser passes over foreign tags, unused bits and whatever follows the bit string inside
+        // the sequence (`raw` then ends before its own length says), and these bytes go into what we sign.
+        let spki = write_spki(kind, bits);
+        if spki != info.raw {
+            return Err(KeyError::Malformed);
+        }
+        Ok(Self { spki, bits: bits.to_vec(), kind })
     }
 
     /// From the uncompressed point of a curve, or the PKCS#1 document of an RSA key.
@@ -183,29 +206,7 @@ impl PublicKey {
     /// # Errors
     /// As [`PublicKey::from_spki`].
     pub fn from_bits(kind: PublicKeyKind, bits: &[u8]) -> Result<Self, KeyError> {
-        let mut w = Writer::new();
-        w.nest(tag::SEQUENCE, |w| {
-            w.nest(tag::SEQUENCE, |w| match kind {
-                PublicKeyKind::EcP256 | PublicKeyKind::EcP384 | PublicKeyKind::EcP521 => {
-                    w.element(tag::OID, der::OID_EC_PUBLIC_KEY);
-                    w.element(
-                        tag::OID,
-                        match kind {
-                            PublicKeyKind::EcP384 => der::OID_P384,
-                            PublicKeyKind::EcP521 => der::OID_P521,
-                            _ => der::OID_P256,
-                        },
-                    );
-                }
-                PublicKeyKind::Rsa => {
-                    w.element(tag::OID, der::OID_RSA);
-                    w.element(tag::NULL, &[]);
-                }
-                PublicKeyKind::Ed25519 => w.element(tag::OID, &[0x2b, 0x65, 0x70]),
-            });
-            w.bit_string(bits);
-        });
-        Self::from_spki(&w.finish())
+        Self::from_spki(&write_spki(kind, bits))
     }
 
     /// The SubjectPublicKeyInfo.
@@ -248,11 +249,19 @@ impl PublicKey {
     }
 
     /// Checks a signature under an X.509 AlgorithmIdentifier.
-    pub(crate) fn verify_x509(&self, algorithm: &AlgorithmIdentifier<'_>, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
+    pub(crate) fn verify_x509(
+        &self,
+        algorithm: &AlgorithmIdentifier<'_>,
+        message: &[u8],
+        signature: &BitString<'_>,
+    ) -> Result<(), BadSignature> {
         use PublicKeyKind as K;
         const RSA_PSS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
         const ECDSA: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
         const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
+        if signature.unused_bits != 0 {
+            return Err(BadSignature);
+        }
         let oid = algorithm.algorithm.as_bytes();
         let rule: &'static dyn VerificationAlgorithm = if oid == RSA_PSS {
             match (self.kind, pss_hash(algorithm)) {
@@ -284,7 +293,7 @@ impl PublicKey {
         } else {
             return Err(BadSignature);
         };
-        self.check(rule, message, signature)
+        self.check(rule, message, &signature.data)
     }
 
     /// Checks a signature as a token carries it (RFC 7518 section 3: ECDSA as two fixed-length integers).
@@ -316,6 +325,33 @@ impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({:?}, {})", self.kind, hex(&self.key_id()))
     }
+}
+
+/// The SubjectPublicKeyInfo of these bits, in its one spelling.
+fn write_spki(kind: PublicKeyKind, bits: &[u8]) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.nest(tag::SEQUENCE, |w| {
+        w.nest(tag::SEQUENCE, |w| match kind {
+            PublicKeyKind::EcP256 | PublicKeyKind::EcP384 | PublicKeyKind::EcP521 => {
+                w.element(tag::OID, der::OID_EC_PUBLIC_KEY);
+                w.element(
+                    tag::OID,
+                    match kind {
+                        PublicKeyKind::EcP384 => der::OID_P384,
+                        PublicKeyKind::EcP521 => der::OID_P521,
+                        _ => der::OID_P256,
+                    },
+                );
+            }
+            PublicKeyKind::Rsa => {
+                w.element(tag::OID, der::OID_RSA);
+                w.element(tag::NULL, &[]);
+            }
+            PublicKeyKind::Ed25519 => w.element(tag::OID, &[0x2b, 0x65, 0x70]),
+        });
+        w.bit_string(bits);
+    });
+    w.finish()
 }
 
 fn curve<'a>(algorithm: &'a AlgorithmIdentifier<'_>) -> Option<&'a [u8]> {

@@ -15,7 +15,8 @@ pub const ACTIVATE_LEAD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// `spread` is drawn once for each credential, from 0 to 1.
 pub fn renew_at(not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
     let half = not_after.since(not_before) / 2;
-    let early = half.mul_f64(0.2 * spread.clamp(0.0, 1.0));
+    // Not a number is no spread: `clamp` lets it through and the multiplication would panic.
+    let early = if spread.is_nan() { Duration::ZERO } else { half.mul_f64(0.2 * spread.clamp(0.0, 1.0)) };
     not_before.after(half.saturating_sub(early))
 }
 

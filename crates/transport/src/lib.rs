@@ -1,1 +1,15 @@
-//! placeholder
+//! The edge of the process: sockets and TLS, who is at the other end, limits, and the clock.
+//!
+//! Turns connections into identities: a workload's process by its pidfd, a TLS peer by its verified SPIFFE ID. It must
+//! never decide what a caller may do, and never accept a name that did not come from verified bytes. Called by `server`,
+//! `agent` and `cli`.
+
+pub mod client;
+pub mod clock;
+pub mod limits;
+#[allow(unsafe_code, reason = "the one module that asks the kernel for SO_PEERPIDFD, which no library wraps")]
+pub mod peer;
+pub mod random;
+pub mod tcp;
+pub mod tls;
+pub mod unix;

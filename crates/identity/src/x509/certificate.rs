@@ -47,6 +47,8 @@ pub struct KeyUsage {
 pub(crate) enum Constraint {
     Uri(String),
     Dns(String),
+    /// A directory name: a certificate with a subject is refused below it.
+    Directory,
     /// Another type: a certificate that has a name of any other type is refused below it.
     Other,
 }
@@ -196,6 +198,7 @@ impl Certificate {
                         .map(|s| match &s.base {
                             GeneralName::URI(u) => Constraint::Uri((*u).to_owned()),
                             GeneralName::DNSName(d) => Constraint::Dns((*d).to_owned()),
+                            GeneralName::DirectoryName(_) => Constraint::Directory,
                             _ => Constraint::Other,
                         })
                         .collect()
@@ -248,7 +251,7 @@ impl Certificate {
     /// It did not.
     pub fn check_signed_by(&self, key: &PublicKey) -> Result<(), BadSignature> {
         let (_, x509) = X509Certificate::from_der(&self.der).map_err(|_| BadSignature)?;
-        key.verify_x509(&x509.signature_algorithm, x509.tbs_certificate.as_ref(), &x509.signature_value.data)
+        key.verify_x509(&x509.signature_algorithm, x509.tbs_certificate.as_ref(), &x509.signature_value)
     }
 }
 

@@ -232,12 +232,22 @@ fn within(signer: &Certificate, certificate: &Certificate) -> bool {
             _ => None,
         })
     });
-    let undecidable = signer.permitted.iter().chain(&signer.excluded).any(|c| matches!(c, Constraint::Other));
-    uris_fit && dns_fit && !(undecidable && certificate.other_names)
+    // Constraints we cannot decide refuse whatever they could be about (RFC 5280: process or reject).
+    let undecidable = signer.permitted.iter().chain(&signer.excluded).any(|c| match c {
+        Constraint::Directory => certificate.other_names || !certificate.subject_empty,
+        Constraint::Other => certificate.other_names,
+        Constraint::Uri(_) | Constraint::Dns(_) => false,
+    });
+    uris_fit && dns_fit && !undecidable
 }
 
-/// A URI constraint names one host, or all hosts below a domain when it begins with a dot.
+/// A URI constraint names one host, or all hosts below a domain when it begins with a dot; an empty one names them all.
+/// Case does not matter, or an exclusion in capitals would exclude nobody.
 fn host_within(host: &str, base: &str) -> bool {
+    if base.is_empty() {
+        return true;
+    }
+    let (host, base) = (host.to_ascii_lowercase(), base.to_ascii_lowercase());
     match base.strip_prefix('.') {
         Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
         None => host == base,

@@ -9,9 +9,7 @@ use countersign_identity::x509::{ChainError, verify_chain};
 use countersign_identity::{Bundle, BundleSet, jwk, jwt, pem};
 use serde_json::{Value, json};
 
-use crate::support::{
-    Ca, NOW, P256, P384, P521, RSA, WEB, at, claims, header, jwt_authority, jwt_keys, roots, set, td, token,
-};
+use crate::support::{Ca, NOW, P256, P384, P521, RSA, WEB, at, claims, header, jwt_authority, jwt_keys, roots, set, td, token};
 
 fn read(document: &Value) -> Result<Bundle, BundleError> {
     Bundle::from_jwks(td("example.org"), document.to_string().as_bytes())
@@ -244,7 +242,13 @@ fn tdb_21_a_key_of_missing_or_unknown_use_is_ignored_whole() {
         let bundle = with_key(key).unwrap();
         assert_eq!((bundle.x509_authorities().len(), bundle.jwt_authorities().len()), (1, 4), "{key_use}");
     }
-    assert_eq!(with_key(json!({"kty": "EC", "use": "x509-svid", "crv": "P-256", "x5c": [STANDARD.encode(&root.der)]})).unwrap().x509_authorities().len(), 2);
+    assert_eq!(
+        with_key(json!({"kty": "EC", "use": "x509-svid", "crv": "P-256", "x5c": [STANDARD.encode(&root.der)]}))
+            .unwrap()
+            .x509_authorities()
+            .len(),
+        2
+    );
 }
 
 #[test]

@@ -9,7 +9,9 @@ fn parse(text: &str) -> Selector {
 
 #[test]
 fn only_the_first_colon_separates() {
-    for (text, kind, value) in [("unix:uid:1000", "unix", "uid:1000"), ("k8s:ns:a:b", "k8s", "ns:a:b"), ("a::", "a", ":"), ("é:ü", "é", "ü")] {
+    for (text, kind, value) in
+        [("unix:uid:1000", "unix", "uid:1000"), ("k8s:ns:a:b", "k8s", "ns:a:b"), ("a::", "a", ":"), ("é:ü", "é", "ü")]
+    {
         let selector = parse(text);
         assert_eq!((selector.kind(), selector.value(), selector.as_str()), (kind, value, text));
         assert_eq!(selector.to_string(), text);

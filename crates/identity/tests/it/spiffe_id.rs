@@ -42,10 +42,7 @@ fn sid_01_only_the_spiffe_scheme_is_accepted() {
 
 #[test]
 fn sid_02_the_trust_domain_name_has_at_least_one_character() {
-    check(
-        &["spiffe://a/b", "spiffe://a"],
-        &[("spiffe:///a", IdError::TrustDomainMissing), ("spiffe://", IdError::TrustDomainMissing)],
-    );
+    check(&["spiffe://a/b", "spiffe://a"], &[("spiffe:///a", IdError::TrustDomainMissing), ("spiffe://", IdError::TrustDomainMissing)]);
     assert_eq!(TrustDomain::parse(""), Err(IdError::TrustDomainMissing));
 }
 
@@ -179,8 +176,7 @@ fn sid_15_a_trailing_slash_is_refused() {
 
 #[test]
 fn sid_16_of_all_latin_1_characters_65_may_stand_in_a_path_segment() {
-    let passed: String =
-        ('\u{0}'..='\u{ff}').filter(|c| SpiffeId::parse(&format!("spiffe://trustdomain/path{c}")).is_ok()).collect();
+    let passed: String = ('\u{0}'..='\u{ff}').filter(|c| SpiffeId::parse(&format!("spiffe://trustdomain/path{c}")).is_ok()).collect();
     assert_eq!(passed, "-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz");
 }
 
@@ -267,7 +263,8 @@ fn sid_26_the_authoritys_id_lies_in_its_trust_domain() {
 #[test]
 fn sid_27_the_authoritys_id_has_no_path() {
     let sign = |uri: &str| {
-        Linted::authority(Leave::authority(uri), &Subject::default(), &P256.public(), OWN.algorithm, [1; 16], NOW).map(|l| l.facts().clone())
+        Linted::authority(Leave::authority(uri), &Subject::default(), &P256.public(), OWN.algorithm, [1; 16], NOW)
+            .map(|l| l.facts().clone())
     };
     assert!(sign("spiffe://example.org").is_ok());
     assert_eq!(sign("spiffe://example.org/ca").unwrap_err().lint, "names");

@@ -3,7 +3,6 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self as sig, EcdsaKeyPair, KeyPair as _, RsaKeyPair};
@@ -108,7 +107,10 @@ impl Ca {
 
     /// This authority's name and key, certified by another one.
     pub fn cross_signed_by(&self, common_name: &str, other: &Self) -> Vec<u8> {
-        ca_params(common_name).signed_by(self.issuer.key(), &other.issuer).unwrap().der().to_vec()
+        let mut params = ca_params(common_name);
+        // Without a hint which of several signers of one name it was.
+        params.use_authority_key_identifier_extension = false;
+        params.signed_by(self.issuer.key(), &other.issuer).unwrap().der().to_vec()
     }
 
     pub fn leaf(&self, spiffe_id: &str) -> Vec<u8> {
@@ -194,12 +196,8 @@ impl Signer {
     /// An authority's key, whose ECDSA signatures are in ASN.1 form.
     pub fn authority(key_type: KeyType) -> Self {
         match key_type {
-            KeyType::EcP256 => {
-                Self::Ec(EcdsaKeyPair::generate(&sig::ECDSA_P256_SHA256_ASN1_SIGNING).unwrap(), PublicKeyKind::EcP256)
-            }
-            KeyType::EcP384 => {
-                Self::Ec(EcdsaKeyPair::generate(&sig::ECDSA_P384_SHA384_ASN1_SIGNING).unwrap(), PublicKeyKind::EcP384)
-            }
+            KeyType::EcP256 => Self::Ec(EcdsaKeyPair::generate(&sig::ECDSA_P256_SHA256_ASN1_SIGNING).unwrap(), PublicKeyKind::EcP256),
+            KeyType::EcP384 => Self::Ec(EcdsaKeyPair::generate(&sig::ECDSA_P384_SHA384_ASN1_SIGNING).unwrap(), PublicKeyKind::EcP384),
             KeyType::Rsa2048 => Self::rsa(KeySize::Rsa2048),
             KeyType::Rsa4096 => Self::rsa(KeySize::Rsa4096),
         }
@@ -208,10 +206,7 @@ impl Signer {
     pub fn public(&self) -> PublicKey {
         match self {
             Self::Ec(key, kind) => PublicKey::from_bits(*kind, key.public_key().as_ref()).unwrap(),
-            Self::Rsa(key) => {
-                let spki = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(key.public_key()).unwrap();
-                PublicKey::from_spki(spki.as_ref()).unwrap()
-            }
+            Self::Rsa(key) => PublicKey::from_bits(PublicKeyKind::Rsa, key.public_key().as_ref()).unwrap(),
         }
     }
 

@@ -8,11 +8,8 @@ use countersign_identity::{Bundle, Timestamp};
 use rcgen::{BasicConstraints, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 use serde_json::{Value, json};
 
-use crate::support::{
-    Ca, Leave, NOW, OWN, P256, WEB, at, extension, id, name_constraints, raw_extension, roots, set, td, uri, verify,
-};
+use crate::support::{Ca, Leave, NOW, OWN, P256, WEB, at, extension, id, name_constraints, raw_extension, roots, set, td, uri, verify};
 
-const SAN: &str = "2.5.29.17";
 const KEY_USAGE: &str = "2.5.29.15";
 const BASIC_CONSTRAINTS: &str = "2.5.29.19";
 const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
@@ -171,7 +168,7 @@ fn xsvid_14_a_signer_that_is_no_ca_is_refused_and_never_issued() {
     assert_eq!(raw_extension(OWN.certificate.der(), BASIC_CONSTRAINTS), Some((true, vec![0x30, 0x03, 0x01, 0x01, 0xff])));
     let root = Ca::root("root");
     for not_a_ca in [IsCa::ExplicitNoCa, IsCa::NoCa] {
-        let sub = root.sub_with("sub", |p| p.is_ca = not_a_ca.clone());
+        let sub = root.sub_with("sub", |p| p.is_ca = not_a_ca);
         assert_eq!(verify(&root.der, &[&sub.leaf(WEB), &sub.der]), Err(unknown()));
     }
 }
@@ -251,10 +248,7 @@ fn xsvid_22_an_issued_leaf_may_sign_digitally() {
 fn xsvid_23_a_leaf_may_also_encipher_and_agree_on_keys() {
     use KeyUsagePurpose as K;
     assert_eq!(verify_leaf(|p| p.key_usages = vec![K::DigitalSignature, K::KeyEncipherment, K::KeyAgreement]), Ok(()));
-    assert_eq!(
-        verify_leaf(|p| p.key_usages = vec![K::DigitalSignature, K::KeyEncipherment, K::CrlSign]),
-        Err(ChainError::LeafKeyUsage)
-    );
+    assert_eq!(verify_leaf(|p| p.key_usages = vec![K::DigitalSignature, K::KeyEncipherment, K::CrlSign]), Err(ChainError::LeafKeyUsage));
 }
 
 #[test]
@@ -350,10 +344,7 @@ fn xsvid_32_a_leaf_that_may_sign_certificates_or_crls_is_refused() {
 fn xsvid_33_a_uri_of_another_scheme_or_none_at_all_is_refused() {
     use countersign_identity::id::IdError;
     assert_eq!(verify_leaf(|p| p.subject_alt_names = vec![uri(WEB)]), Ok(()));
-    assert_eq!(
-        verify_leaf(|p| p.subject_alt_names = vec![uri("https://example.org/a")]),
-        Err(ChainError::SpiffeId(IdError::Scheme))
-    );
+    assert_eq!(verify_leaf(|p| p.subject_alt_names = vec![uri("https://example.org/a")]), Err(ChainError::SpiffeId(IdError::Scheme)));
     assert_eq!(verify_leaf(|p| p.subject_alt_names.clear()), Err(ChainError::Uris(0)));
 }
 
@@ -469,10 +460,7 @@ fn xsvid_44_a_root_of_one_trust_domain_does_not_vouch_for_another() {
     let bundles = set([roots("example.org", &[&a.der]), roots("other.org", &[&b.der])]);
     assert!(verify_chain(&[b.leaf("spiffe://other.org/w")], &bundles, NOW).is_ok());
     assert_eq!(verify_chain(&[b.leaf(WEB)], &bundles, NOW), Err(unknown()));
-    assert_eq!(
-        verify_chain(&[b.leaf("spiffe://third.org/w")], &bundles, NOW),
-        Err(ChainError::NoBundle("third.org".to_owned()))
-    );
+    assert_eq!(verify_chain(&[b.leaf("spiffe://third.org/w")], &bundles, NOW), Err(ChainError::NoBundle("third.org".to_owned())));
 }
 
 #[test]

@@ -1,0 +1,87 @@
+//! `join_token`: a node proves itself with a one-time secret that an administrator made for it. See `README.md` here.
+
+use countersign_identity::id::IdError;
+
+use super::{AgentHalf, AttestError, Attested, Conversation, ServerHalf};
+use crate::Pending;
+use crate::keys::sha256;
+
+/// Its configuration name.
+pub const NAME: &str = "join_token";
+/// Longest token, in bytes: it becomes a segment of the agent's SPIFFE ID.
+pub const TOKEN_BYTES_MAX: usize = 255;
+
+/// Checks that a token can stand in the agent's path.
+///
+/// # Errors
+/// Too long, or a character that no path may have.
+pub fn check(token: &str) -> Result<(), IdError> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(IdError::TooLong { bytes: token.len(), max: TOKEN_BYTES_MAX });
+    }
+    if token.contains('/') {
+        return Err(IdError::PathCharacter('/'));
+    }
+    countersign_identity::SpiffeId::parse(&format!("spiffe://x/{token}")).map(|_| ())
+}
+
+/// The hash under which the store keeps a token that was not redeemed.
+pub fn hash(token: &str) -> [u8; 32] {
+    sha256(token.as_bytes())
+}
+
+/// The server's half. It only parses: the token is redeemed by the server in the transaction that creates the node.
+#[derive(Debug)]
+pub struct Server;
+
+impl ServerHalf for Server {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn attest<'a>(&'a self, payload: &'a [u8], _: &'a mut dyn Conversation) -> Pending<'a, Result<Attested, AttestError>> {
+        Box::pin(async move {
+            let refuse = || AttestError::Invalid("join token does not exist or has already been used".to_owned());
+            let token = std::str::from_utf8(payload).map_err(|_| refuse())?;
+            check(token).map_err(|_| refuse())?;
+            Ok(Attested { path: format!("/{NAME}/{token}"), selectors: Vec::new(), can_reattest: false, redeem: Some(hash(token)) })
+        })
+    }
+}
+
+/// The agent's half: sends the token.
+pub struct Agent {
+    token: zeroize::Zeroizing<String>,
+}
+
+impl Agent {
+    /// With this token.
+    pub fn new(token: zeroize::Zeroizing<String>) -> Self {
+        Self { token }
+    }
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("join_token::Agent")
+    }
+}
+
+impl AgentHalf for Agent {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn payload(&self) -> Pending<'_, Result<Vec<u8>, AttestError>> {
+        Box::pin(async move {
+            if self.token.is_empty() {
+                return Err(AttestError::Invalid("join token was not provided".to_owned()));
+            }
+            Ok(self.token.as_bytes().to_vec())
+        })
+    }
+
+    fn answer<'a>(&'a self, _: &'a [u8]) -> Pending<'a, Result<Vec<u8>, AttestError>> {
+        Box::pin(async { Err(AttestError::Failed("the server sent a challenge, join tokens have none".to_owned())) })
+    }
+}

@@ -1,0 +1,34 @@
+//! Limits on connections, each with its reason.
+
+use std::time::Duration;
+
+/// Largest message accepted; gRPC's customary limit, which SPIRE keeps too.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest set of request headers accepted; ours need a few hundred bytes.
+pub const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Calls under way on one connection: an agent with many workloads needs dozens.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Bytes a peer may have on the way in one call before we read them: one message, in pieces.
+pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// Bytes a peer may have on the way on one connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// How often a quiet TCP connection is pinged, so that a peer that vanished is noticed.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a ping may stay unanswered.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a TLS handshake may take; a healthy one takes milliseconds, a slow caller holds a place.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes under way from all addresses: each costs a fifth of a millisecond of CPU and some memory.
+pub const HANDSHAKES_MAX: usize = 512;
+/// Handshakes under way from one address; a fleet behind one NAT address reconnects in waves of this size.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 128;
+/// Open TCP connections; one an agent, at the fleet size we design for, shared by several servers.
+pub const TCP_CONNECTIONS_MAX: usize = 65_536;
+/// Open connections on a Unix socket.
+pub const UNIX_CONNECTIONS_MAX: usize = 16_384;
+/// Open connections of one local user on a Unix socket, so that one user cannot keep the others out.
+pub const UNIX_CONNECTIONS_PER_USER_MAX: usize = 8192;
+/// Longest path of a Unix socket (`sun_path` of Linux, with its closing zero).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How long to wait for a TCP connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

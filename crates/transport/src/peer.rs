@@ -1,0 +1,153 @@
+//! Who is at the other end of a Unix socket: credentials from the kernel, and a pidfd that pins the process.
+//!
+//! The pidfd is taken from the connection itself where the kernel offers it (`SO_PEERPIDFD`, Linux 6.5), so that a pid
+//! that was reused meanwhile can never be mistaken. Elsewhere it is opened by pid, and start time and owner are checked.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// `SO_PEERPIDFD` of Linux, the same number on every architecture we build for.
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// A process at the other end of a socket, held for the life of the connection. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Process ID in our pid namespace.
+    pub pid: u32,
+    /// Effective user ID when it connected.
+    pub uid: u32,
+    /// Effective group ID when it connected.
+    pub gid: u32,
+    pidfd: Arc<OwnedFd>,
+}
+
+/// The program a process runs: device and inode of its executable, and when the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    device: u64,
+    inode: u64,
+    start_time: u64,
+}
+
+/// The peer cannot be identified.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The kernel does not say who it is.
+    #[error("the kernel does not tell the peer's credentials")]
+    Credentials(#[source] io::Error),
+    /// The caller lives in a pid namespace that cannot be seen from here.
+    #[error("the peer's process is not visible from this pid namespace")]
+    Invisible,
+    /// It ended, or its pid belongs to another process now.
+    #[error("the peer's process {0} has ended")]
+    Gone(u32),
+}
+
+impl Peer {
+    /// Identifies the process behind a connected Unix socket.
+    ///
+    /// # Errors
+    /// It cannot be seen, or has ended.
+    pub fn of(stream: &tokio::net::UnixStream) -> Result<Self, PeerError> {
+        Self::with(stream, true)
+    }
+
+    /// As [`Peer::of`], with the choice of the way for kernels without `SO_PEERPIDFD`.
+    ///
+    /// # Errors
+    /// It cannot be seen, or has ended.
+    pub fn with(stream: &tokio::net::UnixStream, use_peer_pidfd: bool) -> Result<Self, PeerError> {
+        let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
+        let (uid, gid) = (credentials.uid(), credentials.gid());
+        let raw = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::Invisible)?;
+        let pid = u32::try_from(raw).map_err(|_| PeerError::Invisible)?;
+        if use_peer_pidfd && let Some(pidfd) = peer_pidfd(stream) {
+            return Ok(Self { pid, uid, gid, pidfd: Arc::new(pidfd) });
+        }
+        // The pid could have been reused between connect and now: the process must still be owned by the same user and
+        // must have the same start time before and after its pidfd is opened.
+        let before = start_time(pid).ok_or(PeerError::Gone(pid))?;
+        let target = Pid::from_raw(raw).ok_or(PeerError::Invisible)?;
+        let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|_| PeerError::Gone(pid))?;
+        let same_owner = std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == uid);
+        if start_time(pid) != Some(before) || !same_owner {
+            return Err(PeerError::Gone(pid));
+        }
+        Ok(Self { pid, uid, gid, pidfd: Arc::new(pidfd) })
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // A pidfd becomes readable when its process ends.
+        matches!(poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
+    /// The pidfd, to wait on.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Returns when the process has ended.
+    pub async fn ended(&self) {
+        let Ok(copy) = self.pidfd.try_clone() else { return };
+        // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until `watched` is dropped with it.
+        let registered = unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
+        let Ok(watched) = registered else { return };
+        let _ = watched.readable().await;
+    }
+
+    /// The program it runs now. `None` if it has ended or may not be looked at.
+    pub fn program(&self) -> Option<Program> {
+        let exe = std::fs::metadata(format!("/proc/{}/exe", self.pid)).ok();
+        let start_time = start_time(self.pid)?;
+        let (device, inode) = exe.map_or((0, 0), |m| (std::os::unix::fs::MetadataExt::dev(&m), std::os::unix::fs::MetadataExt::ino(&m)));
+        // Only now: the pid was the peer's own if the peer is still alive after the reading.
+        self.is_alive().then_some(Program { device, inode, start_time })
+    }
+
+    /// The path of its program, for people and logs.
+    pub fn path(&self) -> Option<PathBuf> {
+        let path = std::fs::read_link(format!("/proc/{}/exe", self.pid)).ok()?;
+        self.is_alive().then_some(path)
+    }
+
+    /// `uid 1000, pid 17, /usr/bin/program`, as logs and the journal name a local caller.
+    pub fn describe(&self) -> String {
+        let path = self.path().map_or_else(String::new, |p| format!(", {}", p.display()));
+        format!("uid {}, pid {}{path}", self.uid, self.pid)
+    }
+}
+
+/// Asks the connection for the pidfd of its peer; nothing on kernels that do not know the question.
+fn peer_pidfd(stream: &impl AsFd) -> Option<OwnedFd> {
+    let mut raw: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
+    // SAFETY: the socket is open for the length of the call, and `raw` and `length` are valid for writes of the sizes given.
+    let answer = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            std::ptr::from_mut(&mut raw).cast(),
+            std::ptr::from_mut(&mut length),
+        )
+    };
+    if answer != 0 || raw < 0 {
+        return None;
+    }
+    // SAFETY: on success the kernel has installed a new descriptor that nobody else owns.
+    Some(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Field 22 of `/proc/<pid>/stat`: start time in clock ticks. The name in field 2 may hold anything, parentheses too.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
