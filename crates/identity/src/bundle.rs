@@ -125,7 +125,7 @@ impl Bundle {
     /// The bundle is full.
     pub fn add_x509_authority(&mut self, certificate: Certificate, tainted: bool) -> Result<(), BundleError> {
         if let Some(known) = self.x509_authorities.iter_mut().find(|a| a.certificate.der() == certificate.der()) {
-            known.tainted = tainted;
+            known.tainted |= tainted;
             return Ok(());
         }
         if self.x509_authorities.len() >= AUTHORITIES_MAX {

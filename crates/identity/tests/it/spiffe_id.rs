@@ -244,7 +244,7 @@ fn sid_23_only_an_authority_of_the_ids_own_trust_domain_counts() {
 }
 
 #[test]
-fn sid_25_the_authority_carries_its_own_id_and_one_without_it_is_not_signed() {
+fn sid_25_the_authority_we_make_carries_its_own_id() {
     assert_eq!(OWN.certificate.uris, ["spiffe://example.org"]);
     // A root made elsewhere may lack the ID; the standards differ, so it is accepted.
     let bare = Ca::root("bare");
