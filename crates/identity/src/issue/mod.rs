@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use lint::LintError;
 
-use crate::id::SpiffeId;
+use crate::id::{SpiffeId, TrustDomain};
 use crate::jwt;
 use crate::key::{PublicKey, SigningAlgorithm, hex};
 use crate::rotation::BACKDATE;
@@ -61,6 +61,8 @@ pub trait Permission {
 /// The X.509 authority that is going to sign.
 #[derive(Debug, Clone)]
 pub struct X509Issuer {
+    /// The trust domain it speaks for.
+    pub trust_domain: TrustDomain,
     /// Its subject, DER.
     pub subject: Vec<u8>,
     /// Its key identifier.
@@ -74,6 +76,8 @@ pub struct X509Issuer {
 /// The JWT authority that is going to sign.
 #[derive(Debug, Clone)]
 pub struct JwtIssuer {
+    /// The trust domain it speaks for.
+    pub trust_domain: TrustDomain,
     /// Its name in token headers.
     pub key_id: String,
     /// How it signs.
@@ -144,7 +148,7 @@ impl<P: Permission> Linted<P> {
             profile: Profile::Leaf,
         }
         .to_der();
-        lint::leaf(&tbs, &permission, issuer.not_after, now)?;
+        lint::leaf(&tbs, issuer.algorithm, &permission, &issuer.trust_domain, issuer.not_after, now)?;
         let facts = Facts { serial_or_jti: x509::decimal(&serial), not_before, expires_at: not_after, authority_id: hex(&issuer.key_id) };
         Ok(Self { permission, body: Body::X509 { tbs, algorithm: issuer.algorithm }, facts })
     }
@@ -178,7 +182,7 @@ impl<P: Permission> Linted<P> {
             profile: Profile::Authority,
         }
         .to_der();
-        lint::authority(&tbs, &permission, now)?;
+        lint::authority(&tbs, algorithm, &permission, now)?;
         let facts =
             Facts { serial_or_jti: x509::decimal(&serial), not_before, expires_at: not_after, authority_id: hex(&public_key.key_id()) };
         Ok(Self { permission, body: Body::X509 { tbs, algorithm }, facts })
@@ -199,7 +203,7 @@ impl<P: Permission> Linted<P> {
             token_id,
         };
         let signing_input = jwt::signing_input(&claims, issuer.algorithm, &issuer.key_id);
-        lint::token(&signing_input, &permission, issuer.expires_at, now)?;
+        lint::token(&signing_input, &permission, &issuer.trust_domain, issuer.expires_at, now)?;
         let facts = Facts {
             serial_or_jti: token_id.unwrap_or_default().to_owned(),
             not_before: now,

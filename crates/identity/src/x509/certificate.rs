@@ -121,6 +121,10 @@ impl Certificate {
 
     fn parse_first(der: &[u8]) -> Result<(&[u8], Self), CertificateError> {
         let (rest, x509) = X509Certificate::from_der(der).map_err(|_| CertificateError::Malformed)?;
+        // RFC 5280 section 4.1.1.2: the algorithm outside must be the one that is signed.
+        if x509.signature_algorithm != x509.tbs_certificate.signature {
+            return Err(CertificateError::Malformed);
+        }
         let used = der.len() - rest.len();
         if used > CERTIFICATE_BYTES_MAX {
             return Err(CertificateError::TooLong(used));

@@ -45,9 +45,9 @@ impl Drop for Scratch {
     }
 }
 
-/// What OpenSSL says, where it is installed: a second opinion, never the only one.
+/// What OpenSSL says: a second opinion.
 fn openssl(arguments: &[&str]) -> Option<(bool, String)> {
-    let output = Command::new("openssl").args(arguments).output().ok()?;
+    let output = Command::new("openssl").args(arguments).output().expect("openssl is installed; `cargo xtask test` does it");
     let text = [output.stdout, output.stderr].concat();
     Some((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
 }
@@ -343,4 +343,14 @@ fn an_agent_and_a_server_get_their_ids_in_the_reserved_space() {
         let certificate = lint_x509(Leave { kind, spiffe_id: id.clone(), ..Leave::x509(WEB) }, [1; 16], NOW).unwrap();
         assert_eq!(certificate.spiffe_id(), Some(id));
     }
+}
+
+#[test]
+fn a_permission_for_one_sort_of_credential_never_becomes_another() {
+    let token_leave = Leave::jwt(WEB, &["a"]);
+    assert_eq!(lint_x509(token_leave, [9; 16], NOW), Err("kind"));
+    let refused = Linted::jwt(Leave::x509(WEB), &OWN.jwt_issuer(), None, NOW).map(|_| ()).map_err(|e| e.lint);
+    assert_eq!(refused, Err("kind"));
+    let refused = Linted::authority(Leave::x509(WEB), &Subject::default(), &P256.public(), OWN.algorithm, [9; 16], NOW);
+    assert_eq!(refused.map(|_| ()).map_err(|e| e.lint), Err("kind"));
 }

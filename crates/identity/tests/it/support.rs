@@ -356,10 +356,15 @@ impl Own {
         Self { certificate: Certificate::parse(&der).unwrap(), key, algorithm }
     }
 
+    fn trust_domain(&self) -> countersign_identity::TrustDomain {
+        self.certificate.spiffe_id().unwrap().trust_domain()
+    }
+
     pub fn x509_issuer(&self) -> countersign_identity::issue::X509Issuer {
         use x509_parser::prelude::FromDer as _;
         let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(self.certificate.der()).unwrap();
         countersign_identity::issue::X509Issuer {
+            trust_domain: self.trust_domain(),
             subject: parsed.subject().as_raw().to_vec(),
             key_id: self.certificate.key_id.clone().unwrap(),
             algorithm: self.algorithm,
@@ -369,6 +374,7 @@ impl Own {
 
     pub fn jwt_issuer(&self) -> countersign_identity::issue::JwtIssuer {
         countersign_identity::issue::JwtIssuer {
+            trust_domain: self.trust_domain(),
             key_id: "k".to_owned(),
             algorithm: self.algorithm,
             expires_at: NOW.after(24 * HOUR),

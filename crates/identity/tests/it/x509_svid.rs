@@ -132,8 +132,10 @@ fn xsvid_09_an_authority_with_a_path_is_not_issued() {
 fn xsvid_10_an_authority_vouches_for_leaves_of_its_own_trust_domain_only() {
     let bundles = set([OWN.bundle()]);
     assert!(verify_chain(&[OWN.x509(Leave::x509(WEB))], &bundles, NOW).is_ok());
-    let foreign = OWN.x509(Leave::x509("spiffe://other.org/web"));
-    assert_eq!(verify_chain(&[&foreign], &bundles, NOW), Err(ChainError::NoBundle("other.org".to_owned())));
+    let refused = Linted::x509(Leave::x509("spiffe://other.org/web"), &OWN.x509_issuer(), &P256.public(), [9; 16], NOW);
+    assert_eq!(refused.map(|_| ()).map_err(|e| e.lint), Err("trust_domain"), "the issuer refuses");
+    let foreign = Ca::root("root").leaf("spiffe://other.org/web");
+    assert_eq!(verify_chain(&[&foreign], &bundles, NOW), Err(ChainError::NoBundle("other.org".to_owned())), "the validator refuses");
 }
 
 #[test]

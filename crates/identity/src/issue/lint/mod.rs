@@ -3,11 +3,13 @@
 //! The builder is not trusted: the bytes are parsed again and compared with what was allowed.
 
 mod authority_usage;
+mod kind;
 mod leaf_usage;
 mod names;
 mod serial;
 mod token_claims;
 mod token_header;
+mod trust_domain;
 mod validity;
 
 use base64::Engine as _;
@@ -15,7 +17,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use crate::der::{Writer, tag};
+use crate::id::TrustDomain;
 use crate::issue::Permission;
+use crate::key::SigningAlgorithm;
 use crate::time::Timestamp;
 use crate::x509::Certificate;
 
@@ -36,8 +40,17 @@ impl LintError {
 }
 
 /// All rules for an X509-SVID.
-pub(super) fn leaf(tbs: &[u8], permission: &impl Permission, issuer_not_after: Timestamp, now: Timestamp) -> Result<(), LintError> {
-    let certificate = parse(tbs)?;
+pub(super) fn leaf(
+    tbs: &[u8],
+    algorithm: SigningAlgorithm,
+    permission: &impl Permission,
+    issuer: &TrustDomain,
+    issuer_not_after: Timestamp,
+    now: Timestamp,
+) -> Result<(), LintError> {
+    kind::check(permission, kind::LEAF)?;
+    trust_domain::check(permission, issuer)?;
+    let certificate = parse(tbs, algorithm)?;
     serial::check(&certificate)?;
     names::check_leaf(&certificate, permission)?;
     leaf_usage::check(&certificate)?;
@@ -45,8 +58,9 @@ pub(super) fn leaf(tbs: &[u8], permission: &impl Permission, issuer_not_after: T
 }
 
 /// All rules for a signing certificate.
-pub(super) fn authority(tbs: &[u8], permission: &impl Permission, now: Timestamp) -> Result<(), LintError> {
-    let certificate = parse(tbs)?;
+pub(super) fn authority(tbs: &[u8], algorithm: SigningAlgorithm, permission: &impl Permission, now: Timestamp) -> Result<(), LintError> {
+    kind::check(permission, kind::AUTHORITY)?;
+    let certificate = parse(tbs, algorithm)?;
     serial::check(&certificate)?;
     names::check_authority(&certificate, permission)?;
     authority_usage::check(&certificate)?;
@@ -57,20 +71,23 @@ pub(super) fn authority(tbs: &[u8], permission: &impl Permission, now: Timestamp
 pub(super) fn token(
     signing_input: &str,
     permission: &impl Permission,
+    issuer: &TrustDomain,
     issuer_expires_at: Timestamp,
     now: Timestamp,
 ) -> Result<(), LintError> {
+    kind::check(permission, kind::TOKEN)?;
+    trust_domain::check(permission, issuer)?;
     let (header, claims) = signing_input.split_once('.').ok_or_else(|| LintError::new("token", "not two parts"))?;
     token_header::check(&object(header)?)?;
     token_claims::check(&object(claims)?, permission, issuer_expires_at, now)
 }
 
 /// The certificate these bytes would become, with an empty signature.
-fn parse(tbs: &[u8]) -> Result<Certificate, LintError> {
+fn parse(tbs: &[u8], algorithm: SigningAlgorithm) -> Result<Certificate, LintError> {
     let mut w = Writer::new();
     w.nest(tag::SEQUENCE, |w| {
         w.raw(tbs);
-        w.nest(tag::SEQUENCE, |w| w.element(tag::OID, crate::der::OID_ECDSA_SHA256));
+        algorithm.write_identifier(w);
         w.bit_string(&[]);
     });
     Certificate::parse(&w.finish()).map_err(|e| LintError::new("certificate", e.to_string()))
