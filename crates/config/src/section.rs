@@ -173,6 +173,11 @@ impl Section {
         Ok(first)
     }
 
+    /// Whatever stands under this key, for keys that are known and not supported.
+    pub fn take_any(&mut self, key: &'static str) -> Option<Spanned<()>> {
+        self.take_all(key).first().map(|node| node.spanned(()))
+    }
+
     /// A string.
     ///
     /// # Errors
@@ -282,11 +287,6 @@ impl Section {
             }
         }
         Ok(all)
-    }
-
-    /// Every block left whose key is not one of `known`, for errors about kinds that do not exist.
-    pub fn remaining_keys(&self) -> impl Iterator<Item = (&str, &Place)> {
-        self.items.iter().map(|(key, node)| (key.as_str(), &node.place))
     }
 
     /// Ends the reading: whatever nobody took is unknown.

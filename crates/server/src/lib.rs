@@ -1,1 +1,20 @@
-//! placeholder
+//! The authority: registration, attestation of nodes, issuance, rotation, and the journal of it all.
+//!
+//! Rooms: `api` (what can be asked), `policy` (who may), `audit` (written down first), `authorities` (signed last),
+//! `follow` (who must know). It must never sign what is not recorded, never refuse on a stale snapshot without saying so,
+//! and never read the database on a call of an agent but attestation. It knows nothing of the agent's code.
+
+pub mod api;
+pub mod audit;
+pub mod authorities;
+mod config;
+mod follow;
+mod http_status;
+mod jobs;
+mod metrics;
+mod own;
+pub mod policy;
+mod server;
+
+pub use config::{Config, HealthChecks, Logging, Prometheus};
+pub use server::{Running, ServerError, start};

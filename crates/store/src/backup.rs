@@ -78,6 +78,9 @@ fn copy(source: &Sqlite, target: &Path) -> Result<(), StoreError> {
     let failed = |e: rusqlite::Error| StoreError::Failed(format!("cannot copy the store to `{}`: {e}", target.display()));
     let mut out = rusqlite::Connection::open(target).map_err(failed)?;
     {
+        // One read transaction for all steps: a write between two of them would make SQLite begin anew each time.
+        let _reading = source.raw().unchecked_transaction().map_err(failed)?;
+        source.raw().query_row("SELECT COUNT(*) FROM sqlite_master", [], |_| Ok(())).map_err(failed)?;
         let copying = rusqlite::backup::Backup::new(source.raw(), &mut out).map_err(failed)?;
         copying.run_to_completion(PAGES_PER_STEP, PAUSE, None).map_err(failed)?;
     }

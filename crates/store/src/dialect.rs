@@ -52,8 +52,8 @@ pub(crate) trait Database: Send {
     /// Gives the transaction up.
     fn rollback(&mut self);
 
-    /// Does the housekeeping that is due; called when nobody waits.
-    fn tidy(&mut self) -> Result<(), StoreError>;
+    /// Does the housekeeping that is due, or while requests wait only what is overdue.
+    fn tidy(&mut self, requests_wait: bool) -> Result<(), StoreError>;
 
     /// The names of all tables, to recognise foreign schemas.
     fn tables(&mut self) -> Result<Vec<String>, StoreError>;

@@ -26,8 +26,10 @@ const RECORDS_MAX: usize = 4096;
 const TRIM_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The newest records stay however old they are.
 const TRIM_KEEP: u64 = 100_000;
-/// How often the writer trims and tidies while nobody writes.
+/// How often the writer trims while nobody writes.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it trims while somebody always does.
+const TRIM_INTERVAL: Duration = Duration::from_secs(600);
 /// Attempts to commit when another server keeps moving the head.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -68,7 +70,8 @@ impl Store {
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let (publish, snapshots) = watch::channel(Arc::clone(&snapshot));
         let now = Arc::clone(&options.now);
-        let writer = Writer { database, snapshot, publish, now };
+        let trimmed_at = now();
+        let writer = Writer { database, snapshot, publish, now, trimmed_at };
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(queue))
@@ -148,6 +151,14 @@ impl Draft<'_> {
         join_token::add(self.database, token)
     }
 
+    /// Whether a join token waits to be redeemed.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn token_known(&mut self, hash: &[u8; 32]) -> Result<bool, StoreError> {
+        join_token::known(self.database, hash)
+    }
+
     /// Takes a join token out; only one request ever gets it.
     ///
     /// # Errors
@@ -221,6 +232,7 @@ struct Writer<D> {
     snapshot: Arc<Snapshot>,
     publish: watch::Sender<Arc<Snapshot>>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    trimmed_at: Timestamp,
 }
 
 impl Writer<Sqlite> {
@@ -232,22 +244,24 @@ impl Writer<Sqlite> {
                 Ok(Some(job)) => job,
                 Ok(None) => return,
                 Err(_) => {
-                    self.idle();
+                    self.trim();
                     continue;
                 }
             };
             self.serve(first, &mut queue);
-            if queue.is_empty()
-                && let Err(error) = self.database.tidy()
-            {
+            if (self.now)().since(self.trimmed_at) >= TRIM_INTERVAL {
+                self.trim();
+            }
+            if let Err(error) = self.database.tidy(!queue.is_empty()) {
                 tracing::warn!(%error, "Could not fold the write-ahead log into the store");
             }
         }
     }
 
-    fn idle(&mut self) {
+    fn trim(&mut self) {
+        self.trimmed_at = (self.now)();
         let result = self.database.begin().and_then(|()| {
-            head::trim(&mut self.database, (self.now)().before(TRIM_AGE), TRIM_KEEP)?;
+            head::trim(&mut self.database, self.trimmed_at.before(TRIM_AGE), TRIM_KEEP)?;
             self.database.commit()
         });
         if let Err(error) = result {
@@ -364,11 +378,15 @@ impl Writer<Sqlite> {
         let Some(head) = head::read(&mut self.database)? else {
             return Err(StoreError::Corrupt("the head of the log is gone".to_owned()));
         };
+        check_version(&head)?;
         let known = self.snapshot.cursor();
         if head.cursor == known {
             return Ok(());
         }
-        if head.cursor.epoch != known.epoch || head.cursor.revision < known.revision {
+        let records = head::records_after(&mut self.database, known.revision)?;
+        let missed = head.cursor.revision.saturating_sub(known.revision);
+        // Fewer records than revisions: the others trimmed what was never read here.
+        if head.cursor.epoch != known.epoch || missed == 0 || u64::try_from(records.len()) != Ok(missed) {
             let mut fresh = Snapshot::empty(head.cursor);
             rows::read_all(&mut self.database, &mut |change| {
                 fresh.apply(&change);
@@ -376,7 +394,6 @@ impl Writer<Sqlite> {
             })?;
             self.snapshot = Arc::new(fresh);
         } else {
-            let records = head::records_after(&mut self.database, known.revision)?;
             let mut next = Snapshot::clone(&self.snapshot);
             let mut changes = Vec::with_capacity(records.len());
             for record in records {
@@ -407,7 +424,6 @@ fn decide(
 fn load(database: &mut Sqlite) -> Result<Snapshot, StoreError> {
     let tables = database.tables()?;
     if !tables.iter().any(|t| t == "head") {
-        refuse_foreign(database.path(), &tables)?;
         database.begin()?;
         rows::create(database)?;
         let cursor = Cursor { epoch: *uuid::Uuid::new_v4().as_bytes(), revision: 0, digest: [0; 32] };
@@ -415,10 +431,7 @@ fn load(database: &mut Sqlite) -> Result<Snapshot, StoreError> {
         database.commit()?;
     }
     let head = head::read(database)?.ok_or_else(|| StoreError::Corrupt("the head of the log is missing".to_owned()))?;
-    let found = head.schema_version.max(head.min_reader);
-    if found > rows::SCHEMA_VERSION {
-        return Err(StoreError::Newer { found, known: rows::SCHEMA_VERSION });
-    }
+    check_version(&head)?;
     let mut snapshot = Snapshot::empty(head.cursor);
     rows::read_all(database, &mut |change| {
         snapshot.apply(&change);
@@ -427,12 +440,11 @@ fn load(database: &mut Sqlite) -> Result<Snapshot, StoreError> {
     Ok(snapshot)
 }
 
-fn refuse_foreign(path: &str, tables: &[String]) -> Result<(), StoreError> {
-    if tables.iter().any(|t| t == "registered_entries" || t == "attested_node_entries") {
-        return Err(StoreError::Spire { path: path.to_owned() });
+/// INVARIANT: a server that may not know a kind of record stops; `a_server_older_than_the_newest_records_stops_writing`.
+fn check_version(head: &head::Head) -> Result<(), StoreError> {
+    let found = head.schema_version.max(head.min_reader);
+    if found > rows::SCHEMA_VERSION {
+        return Err(StoreError::Newer { found, known: rows::SCHEMA_VERSION });
     }
-    match tables.iter().find(|t| !t.starts_with("sqlite_")) {
-        Some(table) => Err(StoreError::Foreign { path: path.to_owned(), reason: format!("it has a table `{table}`") }),
-        None => Ok(()),
-    }
+    Ok(())
 }

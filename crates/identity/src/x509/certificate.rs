@@ -226,6 +226,11 @@ impl Certificate {
         &self.der
     }
 
+    /// Its subject, DER.
+    pub fn subject_der(&self) -> &[u8] {
+        &self.subject
+    }
+
     /// Its one SPIFFE ID, if it has exactly one URI SAN and that is one.
     pub fn spiffe_id(&self) -> Option<SpiffeId> {
         match self.uris.as_slice() {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
@@ -15,10 +16,11 @@ const STATEMENTS_MAX: usize = 128;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// WAL pages after which the log is folded into the main file as soon as nobody waits (16 MiB).
 const CHECKPOINT_PAGES: i64 = 4096;
+/// WAL pages after which it is folded in whoever waits, or it would grow for as long as somebody does (64 MiB).
+const CHECKPOINT_PAGES_BUSY: i64 = 16_384;
 
 pub(crate) struct Sqlite {
     connection: Connection,
-    path: String,
 }
 
 impl Sqlite {
@@ -34,27 +36,44 @@ impl Sqlite {
         .map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+        // What is not ours is only looked at: not even a write-ahead log that was left behind is folded into it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+        refuse_foreign(&connection, &shown)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
         // INVARIANT: synchronous=FULL syncs the WAL at each commit; `a_commit_is_synced` holds it.
         connection
             .execute_batch(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
                  PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-4096; PRAGMA temp_store=MEMORY;",
             )
-            .map_err(|e| match e.sqlite_error_code() {
-                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-                    StoreError::Foreign { path: shown.clone(), reason: "it is not an SQLite database".to_owned() }
-                }
-                _ => failed(e),
-            })?;
-        Ok(Self { connection, path: shown })
-    }
-
-    pub(crate) fn path(&self) -> &str {
-        &self.path
+            .map_err(failed)?;
+        Ok(Self { connection })
     }
 
     pub(crate) fn raw(&self) -> &Connection {
         &self.connection
+    }
+}
+
+/// Refuses what has tables that are not ours, before anything is changed.
+fn refuse_foreign(connection: &Connection, path: &str) -> Result<(), StoreError> {
+    let foreign = |reason: String| StoreError::Foreign { path: path.to_owned(), reason };
+    let tables = connection
+        .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
+        .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>())
+        .map_err(|e| match e.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => foreign("it is not an SQLite database".to_owned()),
+            _ => StoreError::Open { path: path.to_owned(), reason: e.to_string() },
+        })?;
+    if tables.iter().any(|t| t == "registered_entries" || t == "attested_node_entries") {
+        return Err(StoreError::Spire { path: path.to_owned() });
+    }
+    if tables.iter().any(|t| t == "head") {
+        return Ok(());
+    }
+    match tables.iter().find(|t| !t.starts_with("sqlite_")) {
+        Some(table) => Err(foreign(format!("it has a table `{table}`"))),
+        None => Ok(()),
     }
 }
 
@@ -114,14 +133,15 @@ impl Database for Sqlite {
         let _ = self.execute("ROLLBACK", &[]);
     }
 
-    fn tidy(&mut self) -> Result<(), StoreError> {
+    fn tidy(&mut self, requests_wait: bool) -> Result<(), StoreError> {
         let mut pages = 0;
         self.query("PRAGMA wal_checkpoint(NOOP)", &[], &mut |row| {
             pages = row.int(1)?;
             Ok(())
         })?;
-        if pages >= CHECKPOINT_PAGES {
-            self.query("PRAGMA wal_checkpoint(RESTART)", &[], &mut |_| Ok(()))?;
+        if pages >= if requests_wait { CHECKPOINT_PAGES_BUSY } else { CHECKPOINT_PAGES } {
+            // PASSIVE waits for nobody; what a reader still needs is folded in next time.
+            self.query("PRAGMA wal_checkpoint(PASSIVE)", &[], &mut |_| Ok(()))?;
         }
         Ok(())
     }

@@ -25,6 +25,16 @@ pub(crate) fn add<D: Database>(database: &mut D, token: &JoinToken) -> Result<bo
     Ok(added == 1)
 }
 
+/// Whether a token is there.
+pub(crate) fn known<D: Database>(database: &mut D, hash: &[u8; 32]) -> Result<bool, StoreError> {
+    let mut found = false;
+    database.query("SELECT expires_at FROM join_token WHERE hash = $1", &[Value::Blob(hash)], &mut |_| {
+        found = true;
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Takes a token out: whoever gets it here is the only one. Expired ones are taken out too.
 pub(crate) fn redeem<D: Database>(database: &mut D, hash: &[u8; 32]) -> Result<Option<JoinToken>, StoreError> {
     let mut found = None;

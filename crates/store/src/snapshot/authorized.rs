@@ -64,7 +64,7 @@ impl Snapshot {
             }
             for above in self.entries_of(&parent) {
                 if above.is_alias() {
-                    if node.is_some_and(|n| selector::is_subset(&above.selectors, &n.selectors)) {
+                    if node.is_some_and(|n| is_alias_of(above, n)) {
                         return true;
                     }
                 } else {
@@ -81,7 +81,7 @@ impl Snapshot {
             .iter()
             .flat_map(|s| self.aliases.get(s).into_iter().flatten())
             .filter_map(|id| self.entries.get(id))
-            .filter(|alias| selector::is_subset(&alias.selectors, &node.selectors))
+            .filter(|alias| is_alias_of(alias, node))
     }
 
     /// Nodes that have all these selectors.
@@ -134,6 +134,9 @@ impl Snapshot {
                 Change::NodePut(node) if !matches!(before, Before::Node(old) if old.selectors == node.selectors) => {
                     concerns.insert(node.id.clone(), Concern::All);
                 }
+                Change::NodeDelete(id) => {
+                    concerns.insert(id.clone(), Concern::All);
+                }
                 _ => {}
             }
             for agent in agents {
@@ -159,6 +162,7 @@ impl Snapshot {
             let new = match change {
                 Change::EntryPut(new) => Some(new),
                 Change::NodePut(node) if node.id == *agent => return Concern::All,
+                Change::NodeDelete(id) if id == agent => return Concern::All,
                 _ => None,
             };
             for entry in old.into_iter().chain(new) {
@@ -177,4 +181,9 @@ impl Snapshot {
     fn has_below(&self, entry: &Entry) -> bool {
         entry.is_alias() || self.by_parent.contains_key(&entry.spiffe_id)
     }
+}
+
+/// Whether this alias names this node. One without selectors, which no check lets in, names nobody.
+fn is_alias_of(alias: &Entry, node: &Node) -> bool {
+    !alias.selectors.is_empty() && selector::is_subset(&alias.selectors, &node.selectors)
 }

@@ -35,6 +35,8 @@ pub struct Snapshot {
     bundles: Arc<BundleSet>,
     authorities: OrdMap<Arc<str>, Arc<AuthorityRecord>>,
     recent: Vector<Arc<Transaction>>,
+    /// The place in the log before the first of `recent`.
+    recent_from: Cursor,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -57,6 +59,7 @@ impl Snapshot {
             bundles: Arc::default(),
             authorities: OrdMap::new(),
             recent: Vector::new(),
+            recent_from: cursor,
         }
     }
 
@@ -145,6 +148,9 @@ impl Snapshot {
         if cursor.revision == self.cursor.revision {
             return (cursor.digest == self.cursor.digest).then(Vec::new);
         }
+        if *cursor == self.recent_from {
+            return Some(self.recent.iter().map(Arc::clone).collect());
+        }
         let at = self.recent.binary_search_by_key(&cursor.revision, |t| t.revision).ok()?;
         let known = self.recent.get(at)?;
         (known.digest == cursor.digest).then(|| self.recent.iter().skip(at + 1).map(Arc::clone).collect())
@@ -192,8 +198,10 @@ impl Snapshot {
         self.cursor.revision = transaction.revision;
         self.cursor.digest = transaction.digest;
         self.recent.push_back(transaction);
-        while self.recent.len() > RECENT_TRANSACTIONS_MAX {
-            self.recent.pop_front();
+        while self.recent.len() > RECENT_TRANSACTIONS_MAX
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.recent_from = Cursor { epoch: self.cursor.epoch, revision: oldest.revision, digest: oldest.digest };
         }
     }
 

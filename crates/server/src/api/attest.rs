@@ -1,0 +1,288 @@
+//! Node attestation: the exchange with a node that has no identity yet, and what it leaves behind.
+//!
+//! The one-time secret, the node and the serial number of its SVID are one transaction, in a task of its own: a node that
+//! hangs up after its token was redeemed gets the same answer when it asks again with the same token and key.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_identity::csr::Csr;
+use countersign_identity::{Entry, Selector, SpiffeId, Timestamp, selector};
+use countersign_plugins::Pending;
+use countersign_plugins::keys::sha256;
+use countersign_plugins::node::{AttestError, Attested, Conversation, MESSAGE_BYTES_MAX, join_token};
+use countersign_store::{Change, Draft, Node, Snapshot, StoreError};
+use countersign_wire::agent::{AttestAgentRequest, AttestAgentResponse, attest_agent_request, attest_agent_response};
+use countersign_wire::{id, types};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Status, Streaming};
+
+use super::{Api, status};
+use crate::authorities::IssuedX509;
+use crate::policy::{Allowed, Caller};
+
+/// How long a node may take for each step of the exchange.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer is kept for a node that asks again with the same secret and key.
+const ANSWER_LIFETIME: Duration = Duration::from_secs(120);
+/// Answers kept at once.
+const ANSWERS_MAX: usize = 10_000;
+
+/// What the node is sent.
+pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<AttestAgentResponse, Status>> + Send>>;
+
+/// Begins an exchange.
+pub(crate) fn start(api: Api, caller: Caller, messages: Streaming<AttestAgentRequest>) -> Answers {
+    let (out, answers) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut exchange = Exchange { messages, out: out.clone() };
+        let last = match attest(&api, &caller, &mut exchange).await {
+            Ok(result) => Ok(AttestAgentResponse { step: Some(attest_agent_response::Step::Result(result)) }),
+            Err(status) => {
+                tracing::error!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                Err(status)
+            }
+        };
+        let _ = out.send(last).await;
+    });
+    Box::pin(ReceiverStream::new(answers))
+}
+
+struct Exchange {
+    messages: Streaming<AttestAgentRequest>,
+    out: mpsc::Sender<Result<AttestAgentResponse, Status>>,
+}
+
+impl Exchange {
+    async fn receive(&mut self) -> Result<attest_agent_request::Step, Status> {
+        let next = tokio::time::timeout(STEP_TIMEOUT, self.messages.next());
+        match next.await {
+            Ok(Some(message)) => message?.step.ok_or_else(|| Status::invalid_argument("malformed param: missing step")),
+            Ok(None) => Err(Status::invalid_argument("the attestation ended early")),
+            Err(_) => Err(Status::deadline_exceeded("the node took too long to answer")),
+        }
+    }
+}
+
+impl Conversation for Exchange {
+    fn challenge(&mut self, challenge: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>> {
+        Box::pin(async move {
+            let message = AttestAgentResponse { step: Some(attest_agent_response::Step::Challenge(challenge)) };
+            self.out.send(Ok(message)).await.map_err(|_| AttestError::Failed("the node has gone".to_owned()))?;
+            match self.receive().await.map_err(|e| AttestError::Invalid(e.message().to_owned()))? {
+                attest_agent_request::Step::ChallengeResponse(answer) if answer.len() <= MESSAGE_BYTES_MAX => Ok(answer),
+                attest_agent_request::Step::ChallengeResponse(_) => Err(AttestError::Invalid("the answer is too long".to_owned())),
+                attest_agent_request::Step::Params(_) => Err(AttestError::Invalid("expected the answer to a challenge".to_owned())),
+            }
+        })
+    }
+}
+
+async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<attest_agent_response::Result, Status> {
+    let attest_agent_request::Step::Params(params) = exchange.receive().await? else {
+        return Err(Status::invalid_argument("malformed param: missing params"));
+    };
+    let missing = |what: &str| Status::invalid_argument(format!("malformed param: missing {what}"));
+    let data = params.data.ok_or_else(|| missing("attestation data"))?;
+    if data.r#type.is_empty() {
+        return Err(missing("attestation data type"));
+    }
+    if data.payload.is_empty() {
+        return Err(missing("attestation data payload"));
+    }
+    if data.payload.len() > MESSAGE_BYTES_MAX {
+        return Err(Status::invalid_argument("malformed param: the attestation data payload is too long"));
+    }
+    let csr = params.params.map(|p| p.csr).filter(|csr| !csr.is_empty()).ok_or_else(|| missing("X509-SVID parameters"))?;
+    let csr = Csr::parse(&csr).map_err(|e| Status::invalid_argument(format!("malformed CSR: {e}")))?;
+
+    let attestor = api.node_attestors.get(data.r#type.as_str()).ok_or_else(|| {
+        let kind: String = data.r#type.chars().take(64).collect();
+        Status::failed_precondition(format!("error getting node attestor: could not find node attestor type {kind:?}"))
+    })?;
+    let name = attestor.name();
+    let attested = attestor.attest(&data.payload, exchange).await.map_err(|e| match e {
+        AttestError::Invalid(text) => Status::invalid_argument(format!("failed to attest: {text}")),
+        AttestError::Denied(text) => Status::permission_denied(format!("failed to attest: {text}")),
+        AttestError::Failed(text) => Status::internal(format!("failed to attest: {text}")),
+    })?;
+    let agent_id = api
+        .trust_domain
+        .with_path(&format!("/spire/agent{}", attested.path))
+        .map_err(|e| Status::internal(format!("failed to attest: the agent's ID is not valid: {e}")))?;
+    // In a task of its own: from the first durable step on it runs to its end, and what it did can be asked for again.
+    let (api, caller) = (api.clone(), caller.clone());
+    let admission = tokio::spawn(async move { admit(&api, &caller, name, agent_id, attested, csr).await });
+    admission.await.map_err(|_| Status::unavailable("the server is shutting down"))?
+}
+
+/// Issues the SVID and keeps the node.
+async fn admit(
+    api: &Api,
+    caller: &Caller,
+    attestor: &'static str,
+    agent_id: SpiffeId,
+    attested: Attested,
+    csr: Csr,
+) -> Result<attest_agent_response::Result, Status> {
+    let banned = || Status::permission_denied("failed to attest: agent is banned");
+    if api.store.snapshot().node(&agent_id).is_some_and(|n| n.is_banned()) {
+        return Err(banned());
+    }
+    let question = attested.redeem.map(|secret| Question { secret, key: sha256(csr.public_key.spki()) });
+    if let Some(answer) = question.and_then(|q| api.attested.find(&q, api.clock.now())) {
+        tracing::info!(agent_id = %agent_id, "Repeated an answer to a node that asked again");
+        return Ok(answer);
+    }
+    let mut selectors = attested.selectors;
+    selectors = selector::sorted(std::mem::take(&mut selectors));
+    // The secret is looked at before anything is signed, and redeemed with the node; a stranger costs no signature.
+    if let Some(secret) = attested.redeem {
+        refuse_unknown_token(api, caller, secret).await?;
+    }
+    let allowed = Allowed::agent(&agent_id, selectors.clone(), caller.actor(), &api.lifetimes);
+    let issued = api.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
+    let node = Node {
+        id: agent_id.clone(),
+        attestation_type: attestor.into(),
+        serial_number: issued.serial_number.clone(),
+        expires_at: issued.expires_at,
+        new_serial_number: String::new(),
+        new_expires_at: Timestamp::EPOCH,
+        can_reattest: attested.can_reattest,
+        selectors,
+    };
+    let now = api.clock.now();
+    let node = Arc::new(node);
+    let redeem = attested.redeem;
+    let outcome = api.store.write(caller.actor(), move |draft| keep(draft, &node, redeem, now)).await.map_err(|e| status::store(&e))?;
+    match outcome {
+        Kept::Yes => {}
+        Kept::Banned => return Err(banned()),
+        Kept::NoToken => return Err(unknown_token()),
+        Kept::Expired => return Err(Status::invalid_argument("join token expired")),
+    }
+    api.saw(&agent_id, None);
+    api.metrics.issued("agent_x509", 1);
+    tracing::info!(agent_id = %agent_id, caller = %caller.actor(), node_attestor_type = attestor, "Agent attestation request completed");
+    let result = attest_agent_response::Result { svid: Some(svid(&agent_id, issued)), reattestable: attested.can_reattest };
+    if let Some(question) = question {
+        api.attested.keep(question, result.clone(), now);
+    }
+    Ok(result)
+}
+
+fn unknown_token() -> Status {
+    Status::invalid_argument("failed to attest: join token does not exist or has already been used")
+}
+
+/// Refuses a secret that nobody made, before the work of an issuance is spent on it.
+async fn refuse_unknown_token(api: &Api, caller: &Caller, secret: [u8; 32]) -> Result<(), Status> {
+    let known = api.store.write(caller.actor(), move |draft| draft.token_known(&secret)).await.map_err(|e| status::store(&e))?;
+    if known { Ok(()) } else { Err(unknown_token()) }
+}
+
+enum Kept {
+    Yes,
+    Banned,
+    NoToken,
+    Expired,
+}
+
+/// One transaction: the secret is redeemed, the node is there, and the alias its secret grants.
+fn keep(draft: &mut Draft<'_>, node: &Arc<Node>, redeem: Option<[u8; 32]>, now: Timestamp) -> Result<Kept, StoreError> {
+    if draft.snapshot().node(&node.id).is_some_and(|n| n.is_banned()) {
+        return Ok(Kept::Banned);
+    }
+    if let Some(secret) = redeem {
+        let Some(token) = draft.token_redeem(&secret)? else { return Ok(Kept::NoToken) };
+        if token.expires_at <= now {
+            return Ok(Kept::Expired);
+        }
+        if let Some(alias) = token.alias {
+            let entry = alias_entry(&node.id, alias, now)?;
+            if draft.snapshot().similar_entry(&entry).is_none() {
+                draft.change(Change::EntryPut(Arc::new(entry)));
+            }
+        }
+    }
+    draft.change(Change::NodePut(Arc::clone(node)));
+    Ok(Kept::Yes)
+}
+
+/// The entry that gives a node that joined by token a name of the administrator's choice, as SPIRE shapes it.
+fn alias_entry(agent_id: &SpiffeId, alias: SpiffeId, now: Timestamp) -> Result<Entry, StoreError> {
+    let selector = Selector::new("spiffe_id", agent_id.as_str()).map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(Entry {
+        id: uuid::Uuid::new_v4().to_string(),
+        spiffe_id: alias,
+        parent_id: agent_id.clone(),
+        selectors: vec![selector],
+        x509_svid_ttl: None,
+        jwt_svid_ttl: None,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        expires_at: None,
+        dns_names: Vec::new(),
+        revision_number: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: now,
+        additional_attributes: countersign_identity::entry::AdditionalAttributes::default(),
+    })
+}
+
+/// The alias entries that join tokens created for this agent.
+pub(crate) fn alias_entries(snapshot: &Snapshot, agent_id: &SpiffeId) -> Vec<Arc<str>> {
+    if !agent_id.path().starts_with(&format!("/spire/agent/{}/", join_token::NAME)) {
+        return Vec::new();
+    }
+    snapshot
+        .entries_below(agent_id)
+        .filter(|e| matches!(e.selectors.as_slice(), [s] if s.kind() == "spiffe_id" && s.value() == agent_id.as_str()))
+        .map(|e| Arc::from(e.id.as_str()))
+        .collect()
+}
+
+/// An issued certificate as a message. Self-signed authorities need no intermediates.
+pub(crate) fn svid(spiffe_id: &SpiffeId, issued: IssuedX509) -> types::X509svid {
+    types::X509svid {
+        cert_chain: vec![issued.certificate],
+        id: Some(id::to_wire(spiffe_id)),
+        expires_at: issued.expires_at.secs(),
+        hint: String::new(),
+    }
+}
+
+/// A one-time secret together with the key it was presented with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Question {
+    secret: [u8; 32],
+    key: [u8; 32],
+}
+
+/// Answers given a short time ago.
+#[derive(Default)]
+pub(crate) struct Recent(Mutex<HashMap<Question, (Timestamp, attest_agent_response::Result)>>);
+
+impl Recent {
+    fn find(&self, question: &Question, now: Timestamp) -> Option<attest_agent_response::Result> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(question).filter(|(at, _)| now.since(*at) < ANSWER_LIFETIME).map(|(_, answer)| answer.clone())
+    }
+
+    fn keep(&self, question: Question, answer: attest_agent_response::Result, now: Timestamp) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= ANSWERS_MAX {
+            answers.retain(|_, (at, _)| now.since(*at) < ANSWER_LIFETIME);
+        }
+        if answers.len() < ANSWERS_MAX {
+            answers.insert(question, (now, answer));
+        }
+    }
+}

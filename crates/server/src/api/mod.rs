@@ -1,0 +1,144 @@
+//! The server's gRPC services: each handler parses, asks the rooms that decide and keep, and answers.
+//!
+//! Nothing is decided here about who may call (the gate did) or what may be issued (policy does). Shared by both
+//! listeners; the private socket serves a few services more.
+
+mod agent;
+mod attest;
+pub(crate) use attest::{Recent, alias_entries};
+mod bundle;
+mod debug;
+mod entry;
+mod filter;
+mod health;
+mod journal;
+mod logger;
+mod node;
+pub(crate) mod status;
+mod svid;
+mod sync;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use countersign_identity::{SpiffeId, Timestamp, TrustDomain};
+use countersign_plugins::node::ServerHalf;
+use countersign_store::{Seen, Store};
+use countersign_transport::clock::SharedClock;
+use countersign_transport::limits::MESSAGE_BYTES_MAX;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use crate::audit::Journal;
+use crate::authorities::Authorities;
+use crate::follow::Hub;
+use crate::metrics::Metrics;
+use crate::own::OwnIdentity;
+use crate::policy::Caller;
+use crate::policy::allowed::Lifetimes;
+
+/// Reads and sets the log level of the process.
+pub trait LogLevels: Send + Sync {
+    /// The level now, by SPIRE's names (`panic` … `trace`).
+    fn current(&self) -> String;
+    /// The level at the start.
+    fn launch(&self) -> String;
+    /// Sets the level; false if the name is unknown.
+    fn set(&self, level: &str) -> bool;
+}
+
+/// What handlers work with. One for the process.
+pub(crate) struct Context {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) store: Store,
+    pub(crate) journal: Journal,
+    pub(crate) authorities: Arc<Authorities>,
+    pub(crate) own: Arc<OwnIdentity>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) clock: SharedClock,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) disable_jwt_svids: bool,
+    pub(crate) node_attestors: HashMap<&'static str, Arc<dyn ServerHalf>>,
+    pub(crate) log_levels: Arc<dyn LogLevels>,
+    pub(crate) started_at: Timestamp,
+    pub(crate) audit_log: bool,
+    pub(crate) attested: attest::Recent,
+    pub(crate) seen: Mutex<HashMap<SpiffeId, Seen>>,
+}
+
+/// A handle on the context; what every service is made of.
+#[derive(Clone)]
+pub(crate) struct Api(pub(crate) Arc<Context>);
+
+impl std::ops::Deref for Api {
+    type Target = Context;
+
+    fn deref(&self) -> &Context {
+        &self.0
+    }
+}
+
+impl Api {
+    /// The caller the gate let through.
+    fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+        request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("BUG: a call came past the gate"))
+    }
+
+    /// The agent the gate let through.
+    fn agent<T>(request: &Request<T>) -> Result<SpiffeId, Status> {
+        Self::caller(request)?.agent_id().cloned().ok_or_else(|| Status::internal("BUG: an agent's call without agent"))
+    }
+
+    /// One line in the audit log, where it is on.
+    fn audit(&self, caller: &Caller, method: &'static str, subject: &str, status: &str) {
+        if self.audit_log {
+            tracing::info!(
+                r#type = "audit", caller = %caller.actor(), authorized_as = caller.kind.name(), method, subject, status, "API accessed"
+            );
+        }
+    }
+
+    /// Remembers that an agent called, and with which version.
+    fn saw(&self, id: &SpiffeId, version: Option<&str>) {
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = self.clock.now();
+        match seen.get_mut(id) {
+            Some(known) => {
+                known.at = at;
+                if let Some(version) = version {
+                    version.clone_into(&mut known.version);
+                }
+            }
+            None => {
+                let version = version.unwrap_or_default().to_owned();
+                seen.insert(id.clone(), Seen { id: id.clone(), version, at });
+            }
+        }
+    }
+}
+
+/// The services of the TCP listener.
+pub(crate) fn public_routes(api: &Api) -> Routes {
+    macro_rules! limited {
+        ($server:ty, $api:expr) => {
+            <$server>::new($api).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        };
+    }
+    use countersign_wire::{agent, bundle_api, entry_api, journal, node, svid};
+    Routes::new(limited!(agent::agent_server::AgentServer<Api>, api.clone()))
+        .add_service(limited!(bundle_api::bundle_server::BundleServer<Api>, api.clone()))
+        .add_service(limited!(entry_api::entry_server::EntryServer<Api>, api.clone()))
+        .add_service(limited!(svid::svid_server::SvidServer<Api>, api.clone()))
+        .add_service(limited!(node::node_server::NodeServer<Api>, api.clone()))
+        .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()))
+}
+
+/// The services of the private socket: those of TCP, and those about the process.
+pub(crate) fn private_routes(api: &Api) -> Routes {
+    use countersign_wire::{debug, logger};
+    public_routes(api)
+        .add_service(debug::debug_server::DebugServer::new(api.clone()))
+        .add_service(logger::logger_server::LoggerServer::new(api.clone()))
+        .add_service(tonic_health::pb::health_server::HealthServer::new(api.clone()))
+}

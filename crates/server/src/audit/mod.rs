@@ -1,0 +1,210 @@
+//! The issuance journal: what is about to be signed is written down and synced first. The third link of the chain.
+//!
+//! Records go to local segment files in groups: a batch submits all of its records and waits once. Only a
+//! `Linted<Allowed>` is accepted and only `Recorded` comes out, which nobody else can make. A full disk means no
+//! issuance, said clearly; it never means issuance without a record.
+
+mod index;
+mod query;
+mod segment;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use countersign_identity::issue::{Kind, Linted, Permission as _};
+use countersign_identity::{Selector, SpiffeId};
+use countersign_plugins::keys::sha256;
+use countersign_store::Actor;
+use countersign_transport::clock::SharedClock;
+use countersign_wire::journal::{Kind as WireKind, Record};
+use tokio::sync::{mpsc, oneshot};
+
+pub use query::{Query, search};
+
+use crate::policy::Allowed;
+
+/// Batches that may wait for the writer; more wait at their callers.
+const QUEUE_MAX: usize = 4096;
+/// Most selectors written down as evidence of one issuance.
+const EVIDENCE_MAX: usize = 64;
+
+/// Where the journal is and how long it keeps.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Directory of the segments.
+    pub directory: PathBuf,
+    /// Sealed segments older than this go.
+    pub retention: Duration,
+    /// The oldest sealed segments go while all together are larger.
+    pub bytes_max: u64,
+    /// Size at which a segment is sealed.
+    pub segment_bytes: u64,
+}
+
+impl Settings {
+    /// 90 days or 10 GiB, in segments of 64 MiB.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, retention: Duration::from_secs(90 * 24 * 3600), bytes_max: 10 << 30, segment_bytes: 64 << 20 }
+    }
+}
+
+/// The journal could not write something down, so nothing is issued.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// No room.
+    #[error("the disk of the issuance journal is full, so nothing can be issued; free room on `{0}`")]
+    Full(String),
+    /// Any other trouble.
+    #[error("the issuance journal `{path}` cannot be written, so nothing can be issued: {reason}")]
+    Failed {
+        /// Directory or file.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The writer has ended.
+    #[error("the issuance journal is closed")]
+    Closed,
+}
+
+/// Proof that what is inside is durably in the journal. The only thing that can be signed.
+///
+/// ```compile_fail
+/// fn forge(linted: countersign_identity::issue::Linted<countersign_server::policy::Allowed>) -> countersign_server::audit::Recorded {
+///     countersign_server::audit::Recorded { linted, sequence: 0, journal: todo!() }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Recorded {
+    linted: Linted<Allowed>,
+    sequence: u64,
+    journal: Journal,
+}
+
+impl Recorded {
+    pub(crate) fn linted(&self) -> &Linted<Allowed> {
+        &self.linted
+    }
+
+    /// Ends the chain: notes what came of it and gives the body back for assembly.
+    pub(crate) fn settle(self, signed: bool) -> Linted<Allowed> {
+        self.journal.outcome(self.sequence, signed);
+        self.linted
+    }
+}
+
+/// A handle on the journal. Cloning shares it; the writer ends when the last handle goes.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    jobs: mpsc::Sender<writer::Job>,
+    directory: Arc<PathBuf>,
+    clock: DebugClock,
+    server_id: Arc<str>,
+    refused: Arc<AtomicU64>,
+}
+
+#[derive(Clone)]
+struct DebugClock(SharedClock);
+
+impl std::fmt::Debug for DebugClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("clock")
+    }
+}
+
+impl Journal {
+    /// Opens the journal, repairs its tail after a crash, and starts its writer.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open(settings: Settings, server_id: Arc<str>, clock: SharedClock) -> Result<Self, JournalError> {
+        let directory = Arc::new(settings.directory.clone());
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        writer::start(settings, Arc::clone(&clock), queue)?;
+        Ok(Self { jobs, directory, clock: DebugClock(clock), server_id, refused: Arc::default() })
+    }
+
+    /// Writes these down and waits until they are synced, all or none.
+    pub(crate) async fn record(&self, batch: Vec<Linted<Allowed>>) -> Result<Vec<Recorded>, JournalError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let time_millis = self.clock.0.now().millis();
+        let records = batch.iter().map(|linted| self.describe(linted, time_millis)).collect();
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(writer::Job::Record { records, reply: Some(reply) }).await.map_err(|_| JournalError::Closed)?;
+        let first = answer.await.map_err(|_| JournalError::Closed)??;
+        Ok(batch.into_iter().zip(first..).map(|(linted, sequence)| Recorded { linted, sequence, journal: self.clone() }).collect())
+    }
+
+    /// Writes down that a known caller was refused. Not waited for: nothing was issued. Beyond a thousand a second they
+    /// are only counted, so that a caller who keeps asking cannot fill the disk.
+    pub(crate) fn refused(&self, kind: Kind, actor: &Actor, subject: &str, reason: &str) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let record = Record {
+            server_id: self.server_id.to_string(),
+            time_millis: self.clock.0.now().millis(),
+            kind: WireKind::Refused.into(),
+            actor: actor.as_str().to_owned(),
+            spiffe_id: subject.chars().take(2048).collect(),
+            reason: format!("{kind:?}: {reason}"),
+            ..Record::default()
+        };
+        // A full queue drops refusals before it makes an issuance wait.
+        if self.jobs.capacity() > QUEUE_MAX / 2 {
+            let _ = self.jobs.try_send(writer::Job::Record { records: vec![record], reply: None });
+        }
+    }
+
+    /// Where the segments are.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+
+    fn outcome(&self, sequence: u64, signed: bool) {
+        // An outcome that finds no room is lost; the record itself then reads "recorded", which is true.
+        let _ = self.jobs.try_send(writer::Job::Outcome { sequence, signed });
+    }
+
+    fn describe(&self, linted: &Linted<Allowed>, time_millis: i64) -> Record {
+        let (allowed, facts) = (linted.permission(), linted.facts());
+        let (entry_id, entry_revision) = allowed.entry().unwrap_or_default();
+        Record {
+            sequence: 0,
+            server_id: self.server_id.to_string(),
+            time_millis,
+            kind: kind(allowed.kind()).into(),
+            actor: allowed.actor().as_str().to_owned(),
+            spiffe_id: allowed.spiffe_id().as_str().to_owned(),
+            entry_id: entry_id.to_owned(),
+            entry_revision,
+            agent_id: allowed.agent_id().map_or_else(String::new, |id: &SpiffeId| id.as_str().to_owned()),
+            body_sha256: sha256(linted.bytes()).to_vec(),
+            authority_id: facts.authority_id.clone(),
+            serial_or_jti: facts.serial_or_jti.clone(),
+            not_before: facts.not_before.secs(),
+            expires_at: facts.expires_at.secs(),
+            evidence: allowed.evidence().iter().take(EVIDENCE_MAX).map(|s: &Selector| s.as_str().to_owned()).collect(),
+            outcome: 0,
+            reason: String::new(),
+        }
+    }
+}
+
+const fn kind(kind: Kind) -> WireKind {
+    match kind {
+        Kind::WorkloadX509 => WireKind::WorkloadX509,
+        Kind::WorkloadJwt => WireKind::WorkloadJwt,
+        Kind::AgentX509 => WireKind::AgentX509,
+        Kind::MintedX509 => WireKind::MintedX509,
+        Kind::MintedJwt => WireKind::MintedJwt,
+        Kind::OwnX509 => WireKind::OwnX509,
+        Kind::AuthorityX509 => WireKind::AuthorityX509,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! Segment files: frames that follow each other, each with format version and the digest of the one before.
+//!
+//! A frame is `length u32 | version u8 | type u8 | previous digest 32 | body`, little-endian, the length not counting
+//! itself. The digest of a frame is SHA-256 over everything after its length.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use countersign_plugins::keys::sha256;
+use countersign_wire::journal::Record;
+use prost::Message as _;
+
+const VERSION: u8 = 1;
+const RECORD: u8 = 1;
+const OUTCOMES: u8 = 2;
+const HEADER_BYTES: usize = 4 + 2 + 32;
+/// Largest frame read back; a record with a 2048-byte ID and its evidence stays well below.
+const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Bytes at the end whose digests are checked when a segment is opened: more than one group of writes.
+const TAIL_CHECKED_BYTES: u64 = 8 << 20;
+
+pub(super) type Digest = [u8; 32];
+
+/// What a frame holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Frame {
+    Record(Box<Record>),
+    /// Sequences that were signed, and that failed, as inclusive ranges.
+    Outcomes {
+        signed: Vec<(u64, u64)>,
+        failed: Vec<(u64, u64)>,
+    },
+}
+
+/// Appends a frame to `out` and returns its digest.
+pub(super) fn append(out: &mut Vec<u8>, previous: &Digest, frame: &Frame) -> Digest {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.push(VERSION);
+    match frame {
+        Frame::Record(record) => {
+            out.push(RECORD);
+            out.extend_from_slice(previous);
+            // Encoding into a growing vector cannot run out of room.
+            let _ = record.encode(out);
+        }
+        Frame::Outcomes { signed, failed } => {
+            out.push(OUTCOMES);
+            out.extend_from_slice(previous);
+            for ranges in [signed, failed] {
+                out.extend_from_slice(&u32::try_from(ranges.len()).unwrap_or(u32::MAX).to_le_bytes());
+                for (first, last) in ranges {
+                    out.extend_from_slice(&first.to_le_bytes());
+                    out.extend_from_slice(&last.to_le_bytes());
+                }
+            }
+        }
+    }
+    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    if let Some(slot) = out.get_mut(start..start + 4) {
+        slot.copy_from_slice(&length.to_le_bytes());
+    }
+    sha256(out.get(start + 4..).unwrap_or_default())
+}
+
+/// A frame as it was read, with its place.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) offset: u64,
+    pub(super) end: u64,
+    pub(super) digest: Digest,
+    pub(super) previous: Digest,
+    pub(super) frame: Frame,
+}
+
+/// Reads frames one after the other until the first that is not whole.
+pub(super) struct Reader<'a> {
+    file: &'a File,
+    buffer: Vec<u8>,
+    /// Offset in the file of the first byte in the buffer.
+    base: u64,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(file: &'a File, offset: u64) -> Self {
+        Self { file, buffer: Vec::new(), base: offset, at: 0 }
+    }
+
+    /// Makes at least `wanted` bytes available, if the file has them.
+    fn fill(&mut self, wanted: usize) -> io::Result<bool> {
+        if self.buffer.len() - self.at >= wanted {
+            return Ok(true);
+        }
+        self.buffer.drain(..self.at);
+        self.base += u64::try_from(self.at).unwrap_or(0);
+        self.at = 0;
+        let have = self.buffer.len();
+        self.buffer.resize(have + wanted.max(256 << 10), 0);
+        let mut filled = have;
+        while filled < self.buffer.len() {
+            let Some(rest) = self.buffer.get_mut(filled..) else { break };
+            let read = self.file.read_at(rest, self.base + u64::try_from(filled).unwrap_or(0))?;
+            if read == 0 {
+                break;
+            }
+            filled += read;
+        }
+        self.buffer.truncate(filled);
+        Ok(filled >= wanted)
+    }
+
+    /// The length of the next frame, if it is whole.
+    fn next_length(&mut self) -> io::Result<Option<usize>> {
+        if !self.fill(4)? {
+            return Ok(None);
+        }
+        let length = self.buffer.get(self.at..self.at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length < HEADER_BYTES - 4 || length > FRAME_BYTES_MAX || !self.fill(4 + length)? {
+            return Ok(None);
+        }
+        Ok(Some(length))
+    }
+
+    pub(super) fn next(&mut self) -> io::Result<Option<Read>> {
+        let Some(length) = self.next_length()? else { return Ok(None) };
+        let offset = self.base + u64::try_from(self.at).unwrap_or(0);
+        let bytes = self.buffer.get(self.at + 4..self.at + 4 + length).unwrap_or_default();
+        let read = decode(bytes).map(|(previous, frame)| Read {
+            offset,
+            end: offset + 4 + u64::try_from(length).unwrap_or(0),
+            digest: sha256(bytes),
+            previous,
+            frame,
+        });
+        self.at += 4 + length;
+        Ok(read)
+    }
+
+    /// Passes over a frame without looking inside; returns where it ended.
+    fn skip(&mut self) -> io::Result<Option<u64>> {
+        let Some(length) = self.next_length()? else { return Ok(None) };
+        self.at += 4 + length;
+        Ok(Some(self.base + u64::try_from(self.at).unwrap_or(0)))
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<(Digest, Frame)> {
+    let (version, rest) = bytes.split_first()?;
+    let (kind, rest) = rest.split_first()?;
+    let (previous, body) = rest.split_first_chunk::<32>()?;
+    if *version != VERSION {
+        return None;
+    }
+    let frame = match *kind {
+        RECORD => Frame::Record(Box::new(Record::decode(body).ok()?)),
+        OUTCOMES => {
+            let (signed, rest) = ranges(body)?;
+            let (failed, _) = ranges(rest)?;
+            Frame::Outcomes { signed, failed }
+        }
+        _ => return None,
+    };
+    Some((*previous, frame))
+}
+
+type Ranges = Vec<(u64, u64)>;
+
+fn ranges(bytes: &[u8]) -> Option<(Ranges, &[u8])> {
+    let (count, mut rest) = bytes.split_first_chunk::<4>()?;
+    let mut found = Vec::new();
+    for _ in 0..u32::from_le_bytes(*count) {
+        let (first, tail) = rest.split_first_chunk::<8>()?;
+        let (last, tail) = tail.split_first_chunk::<8>()?;
+        found.push((u64::from_le_bytes(*first), u64::from_le_bytes(*last)));
+        rest = tail;
+    }
+    Some((found, rest))
+}
+
+/// A segment file, named for the sequence of its first record.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Segment {
+    pub(super) first_sequence: u64,
+    pub(super) path: PathBuf,
+}
+
+impl Segment {
+    pub(super) fn new(directory: &Path, first_sequence: u64) -> Self {
+        Self { first_sequence, path: directory.join(format!("{first_sequence:020}.journal")) }
+    }
+
+    /// The index beside it, there once it is sealed.
+    pub(super) fn index_path(&self) -> PathBuf {
+        self.path.with_extension("index")
+    }
+
+    /// All segments of a directory, oldest first.
+    pub(super) fn list(directory: &Path) -> io::Result<Vec<Self>> {
+        let mut segments = Vec::new();
+        for file in std::fs::read_dir(directory)? {
+            let path = file?.path();
+            let number = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
+            if let (Some(first_sequence), Some("journal")) = (number, path.extension().and_then(|e| e.to_str())) {
+                segments.push(Self { first_sequence, path });
+            }
+        }
+        segments.sort();
+        Ok(segments)
+    }
+}
+
+/// Where a segment's whole frames end.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) end: u64,
+    pub(super) digest: Digest,
+    /// Sequence after its last record.
+    pub(super) next_sequence: u64,
+}
+
+/// Finds the end of the last whole frame. Bytes after it were never acknowledged.
+pub(super) fn tail(file: &File, first_sequence: u64, start_digest: Digest) -> io::Result<Tail> {
+    let length = file.metadata()?.len();
+    let check_from = length.saturating_sub(TAIL_CHECKED_BYTES);
+    let mut hop = Reader::new(file, 0);
+    let mut start = 0;
+    while start < check_from {
+        match hop.skip()? {
+            Some(end) => start = end,
+            None => break,
+        }
+    }
+    // Sequences before `start` are not counted here; the first record read tells its own.
+    let mut found = Tail { end: start, digest: start_digest, next_sequence: first_sequence };
+    let mut reader = Reader::new(file, start);
+    let mut previous: Option<Digest> = (start == 0).then_some(start_digest);
+    while let Some(read) = reader.next()? {
+        if previous.is_some_and(|p| p != read.previous) {
+            break;
+        }
+        previous = Some(read.digest);
+        found.end = read.end;
+        found.digest = read.digest;
+        if let Frame::Record(record) = &read.frame {
+            found.next_sequence = record.sequence + 1;
+        }
+    }
+    Ok(found)
+}

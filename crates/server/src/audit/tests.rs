@@ -1,0 +1,1 @@
+//! The journal at its seams: groups, crashes, sealing, questions.

@@ -1,0 +1,285 @@
+//! The journal's one writer: takes what waits, writes it in one piece, syncs once, answers all.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use countersign_transport::clock::SharedClock;
+use countersign_wire::journal::Record;
+use tokio::sync::{mpsc, oneshot};
+
+use super::segment::{Digest, Frame, Segment, append, tail};
+use super::{JournalError, Settings, index};
+
+/// Records in one group, after which the rest waits for the next sync.
+const GROUP_RECORDS_MAX: usize = 4096;
+/// How long outcomes may wait for a group to ride along with.
+const IDLE: Duration = Duration::from_millis(500);
+/// Idle turns between two looks at retention and room.
+const TURNS_PER_HOUSEKEEPING: u32 = 120;
+/// A warning is given when the volume is this full.
+const WARN_AT_PERCENT: u64 = 80;
+/// Refusals written down in a second; more are only counted.
+const REFUSALS_PER_SECOND_MAX: u32 = 1000;
+
+/// Work for the writer.
+#[derive(Debug)]
+pub(super) enum Job {
+    Record { records: Vec<Record>, reply: Option<oneshot::Sender<Result<u64, JournalError>>> },
+    Outcome { sequence: u64, signed: bool },
+}
+
+struct Writer {
+    settings: Settings,
+    clock: SharedClock,
+    segment: Segment,
+    file: File,
+    length: u64,
+    digest: Digest,
+    next_sequence: u64,
+    signed: Vec<(u64, u64)>,
+    failed: Vec<(u64, u64)>,
+    refusals: (i64, u32),
+}
+
+/// Opens the newest segment, cuts off what was never acknowledged, and starts the writer's thread.
+pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receiver<Job>) -> Result<(), JournalError> {
+    let failed = |e: &io::Error| failure(&settings.directory, e);
+    std::fs::create_dir_all(&settings.directory).map_err(|e| failed(&e))?;
+    let segments = Segment::list(&settings.directory).map_err(|e| failed(&e))?;
+    let (segment, fresh) = match segments.last() {
+        Some(last) => (last.clone(), false),
+        None => (Segment::new(&settings.directory, 1), true),
+    };
+    let file = open(&segment.path).map_err(|e| failed(&e))?;
+    let found = tail(&file, segment.first_sequence, [0; 32]).map_err(|e| failed(&e))?;
+    let length = file.metadata().map_err(|e| failed(&e))?.len();
+    if length > found.end {
+        tracing::warn!(path = %segment.path.display(), bytes = length - found.end, "Cut off the unfinished end of the issuance journal");
+        file.set_len(found.end).and_then(|()| file.sync_all()).map_err(|e| failed(&e))?;
+    }
+    if fresh {
+        sync_directory(&settings.directory).map_err(|e| failed(&e))?;
+    }
+    let unsealed: Vec<Segment> = segments.iter().rev().skip(1).filter(|s| !s.index_path().exists()).cloned().collect();
+    let writer = Writer {
+        clock,
+        segment,
+        file,
+        length: found.end,
+        digest: found.digest,
+        next_sequence: found.next_sequence,
+        signed: Vec::new(),
+        failed: Vec::new(),
+        refusals: (0, 0),
+        settings,
+    };
+    std::thread::Builder::new()
+        .name("journal-writer".to_owned())
+        .spawn(move || {
+            for segment in unsealed {
+                seal(&segment);
+            }
+            writer.run(queue);
+        })
+        .map(|_| ())
+        .map_err(|e| JournalError::Failed { path: "the writer's thread".to_owned(), reason: e.to_string() })
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+        let mut turns = 0;
+        self.housekeeping();
+        loop {
+            match runtime.block_on(async { tokio::time::timeout(IDLE, queue.recv()).await }) {
+                Ok(Some(job)) => self.serve(job, &mut queue),
+                Ok(None) => {
+                    self.idle();
+                    return;
+                }
+                Err(_) => self.idle(),
+            }
+            turns += 1;
+            if turns >= TURNS_PER_HOUSEKEEPING {
+                turns = 0;
+                self.housekeeping();
+            }
+        }
+    }
+
+    fn serve(&mut self, first: Job, queue: &mut mpsc::Receiver<Job>) {
+        let mut bytes = Vec::new();
+        let mut replies = Vec::new();
+        let (mut digest, mut sequence) = (self.digest, self.next_sequence);
+        let mut job = Some(first);
+        let mut taken = 0;
+        while let Some(current) = job.take() {
+            match current {
+                Job::Outcome { sequence, signed } => push_range(if signed { &mut self.signed } else { &mut self.failed }, sequence),
+                Job::Record { reply: None, .. } if !self.refusal_fits() => {}
+                Job::Record { records, reply } => {
+                    let start = sequence;
+                    for mut record in records {
+                        record.sequence = sequence;
+                        sequence += 1;
+                        taken += 1;
+                        digest = append(&mut bytes, &digest, &Frame::Record(Box::new(record)));
+                    }
+                    replies.extend(reply.map(|reply| (reply, start)));
+                }
+            }
+            if taken < GROUP_RECORDS_MAX {
+                job = queue.try_recv().ok();
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        digest = self.take_outcomes(&mut bytes, digest);
+        match self.write(&bytes, !replies.is_empty()) {
+            Ok(()) => {
+                self.digest = digest;
+                self.next_sequence = sequence;
+                for (reply, start) in replies {
+                    let _ = reply.send(Ok(start));
+                }
+                if self.length >= self.settings.segment_bytes {
+                    self.roll();
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "Issuance stopped");
+                for (reply, _) in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Whether one more refusal may be written down in this second.
+    fn refusal_fits(&mut self) -> bool {
+        let second = self.clock.now().secs();
+        if self.refusals.0 != second {
+            self.refusals = (second, 0);
+        }
+        self.refusals.1 += 1;
+        self.refusals.1 <= REFUSALS_PER_SECOND_MAX
+    }
+
+    fn take_outcomes(&mut self, bytes: &mut Vec<u8>, digest: Digest) -> Digest {
+        if self.signed.is_empty() && self.failed.is_empty() {
+            return digest;
+        }
+        let frame = Frame::Outcomes { signed: std::mem::take(&mut self.signed), failed: std::mem::take(&mut self.failed) };
+        append(bytes, &digest, &frame)
+    }
+
+    /// Writes one piece at the end, and syncs it if somebody waits for it. On failure nothing of it stays.
+    fn write(&mut self, bytes: &[u8], sync: bool) -> Result<(), JournalError> {
+        // INVARIANT: `sync_data` before any answer; `a_record_is_on_disk_before_it_is_acknowledged` holds it.
+        let written = self.file.write_all(bytes).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        match written {
+            Ok(()) => {
+                self.length += u64::try_from(bytes.len()).unwrap_or(0);
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.file.set_len(self.length) {
+                    tracing::error!(%error, "BUG: cannot cut off a failed write of the issuance journal");
+                }
+                Err(failure(&self.segment.path, &error))
+            }
+        }
+    }
+
+    fn idle(&mut self) {
+        let mut bytes = Vec::new();
+        let digest = self.take_outcomes(&mut bytes, self.digest);
+        if bytes.is_empty() {
+            return;
+        }
+        match self.write(&bytes, false) {
+            Ok(()) => self.digest = digest,
+            Err(error) => tracing::warn!(%error, "Outcomes of issuance were not written down"),
+        }
+    }
+
+    /// Seals the segment and begins the next.
+    fn roll(&mut self) {
+        let next = Segment::new(&self.settings.directory, self.next_sequence);
+        let opened = open(&next.path).and_then(|file| sync_directory(&self.settings.directory).map(|()| file));
+        match opened {
+            Ok(file) => {
+                let sealed = std::mem::replace(&mut self.segment, next);
+                self.file = file;
+                self.length = 0;
+                // Built beside the writer: issuance does not wait for an index.
+                let spawned = std::thread::Builder::new().name("journal-seal".to_owned()).spawn(move || seal(&sealed));
+                if let Err(error) = spawned {
+                    tracing::warn!(%error, "A journal segment stays without index until the next start");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "Cannot begin a new journal segment, going on with the old one"),
+        }
+        self.housekeeping();
+    }
+
+    /// Drops the oldest sealed segments that are too old or too much, and warns when the volume fills up.
+    fn housekeeping(&self) {
+        let Ok(segments) = Segment::list(&self.settings.directory) else { return };
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+        let mut total: u64 = segments.iter().map(|s| size(&s.path) + size(&s.index_path())).sum();
+        let oldest_kept = self.clock.now().before(self.settings.retention);
+        for segment in segments.iter().filter(|s| **s != self.segment) {
+            let newest = index::newest(segment).unwrap_or(countersign_identity::Timestamp::from_millis(i64::MAX));
+            if total <= self.settings.bytes_max && newest >= oldest_kept {
+                break;
+            }
+            total = total.saturating_sub(size(&segment.path) + size(&segment.index_path()));
+            tracing::info!(path = %segment.path.display(), "Dropped the oldest segment of the issuance journal");
+            let _ = std::fs::remove_file(&segment.path);
+            let _ = std::fs::remove_file(segment.index_path());
+        }
+        if let Ok(volume) = rustix::fs::statvfs(&self.settings.directory)
+            && volume.f_blocks > 0
+            && (volume.f_blocks - volume.f_bavail) * 100 / volume.f_blocks >= WARN_AT_PERCENT
+        {
+            tracing::warn!(
+                directory = %self.settings.directory.display(),
+                free_mib = volume.f_bavail * volume.f_frsize / (1 << 20),
+                "The volume of the issuance journal is more than {WARN_AT_PERCENT} % full; when it is full, nothing can be issued"
+            );
+        }
+    }
+}
+
+fn seal(segment: &Segment) {
+    if let Err(error) = index::build(segment) {
+        tracing::warn!(path = %segment.path.display(), %error, "Cannot index a journal segment");
+    }
+}
+
+fn push_range(ranges: &mut Vec<(u64, u64)>, sequence: u64) {
+    match ranges.last_mut() {
+        Some((_, last)) if *last + 1 == sequence => *last = sequence,
+        _ => ranges.push((sequence, sequence)),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn failure(path: &Path, error: &io::Error) -> JournalError {
+    if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+        return JournalError::Full(path.display().to_string());
+    }
+    JournalError::Failed { path: path.display().to_string(), reason: error.to_string() }
+}

@@ -1,0 +1,441 @@
+//! `server.conf`: SPIRE's keys and defaults for everything that exists so far, and a `journal` block of ours.
+//!
+//! Reading checks everything that can be checked without starting: types, values, names of plugins.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_config::{ConfigError, Section, Spanned};
+use countersign_identity::key::KeyType;
+use countersign_identity::rotation::guaranteed_lifetime;
+use countersign_identity::x509::Subject;
+use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_plugins::keys::{self, KeyManager};
+use countersign_plugins::node::{self, ServerHalf, join_token};
+use countersign_transport::unix;
+
+use crate::audit;
+use crate::jobs::NodePruning;
+
+const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Keys of SPIRE's that are recognised and not there yet; setting one is an error that says so.
+const NOT_YET: &[(&str, &str)] = &[
+    ("ratelimit", "limits by address come later; handshakes are limited already"),
+    ("experimental", "changes are pushed at once, so the cache settings have nothing left to do; leave the block out"),
+    ("federation", "fetching bundles of other trust domains comes later; set them with `bundle set` meanwhile"),
+    ("profiling_enabled", "profiling comes later"),
+    ("profiling_port", "profiling comes later"),
+    ("profiling_freq", "profiling comes later"),
+    ("profiling_names", "profiling comes later"),
+    ("proxy_protocol_trusted_cidrs", "the PROXY protocol comes later"),
+    ("max_attested_node_info_staleness", "agents are authorized from memory without staleness; leave it out"),
+];
+
+/// How the process logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logging {
+    /// `panic` … `trace`.
+    pub level: String,
+    /// JSON instead of text.
+    pub json: bool,
+    /// A file instead of standard output.
+    pub file: Option<PathBuf>,
+    /// Adds file and line.
+    pub source_location: bool,
+}
+
+/// The listener for liveness and readiness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthChecks {
+    /// Name or address.
+    pub bind_address: String,
+    /// Port.
+    pub bind_port: u16,
+    /// Path of liveness.
+    pub live_path: String,
+    /// Path of readiness.
+    pub ready_path: String,
+}
+
+/// The listener for Prometheus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prometheus {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// A server's configuration, checked.
+#[derive(Clone)]
+pub struct Config {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Address of the TCP listener.
+    pub bind_address: IpAddr,
+    /// Port of the TCP listener; 0 takes a free one.
+    pub bind_port: u16,
+    /// The private socket.
+    pub socket_path: PathBuf,
+    /// Where the server keeps its files.
+    pub data_dir: PathBuf,
+    /// The SQLite file.
+    pub store_path: PathBuf,
+    /// Logging.
+    pub logging: Logging,
+    /// Listener for liveness and readiness, if wanted.
+    pub health_checks: Option<HealthChecks>,
+    /// Listener for metrics, if wanted.
+    pub prometheus: Option<Prometheus>,
+    /// Things to tell the operator that do not stop the start.
+    pub warnings: Vec<String>,
+    pub(crate) admin_ids: Vec<SpiffeId>,
+    pub(crate) agent_ttl: Duration,
+    pub(crate) audit_log_enabled: bool,
+    pub(crate) ca_key_type: KeyType,
+    pub(crate) jwt_key_type: KeyType,
+    pub(crate) ca_subject: Subject,
+    pub(crate) ca_ttl: Duration,
+    pub(crate) default_x509_svid_ttl: Duration,
+    pub(crate) default_jwt_svid_ttl: Duration,
+    pub(crate) disable_jwt_svids: bool,
+    pub(crate) jwt_issuer: Option<String>,
+    pub(crate) node_pruning: Option<NodePruning>,
+    pub(crate) journal: audit::Settings,
+    pub(crate) key_manager: Arc<dyn KeyManager>,
+    pub(crate) node_attestors: Vec<Arc<dyn ServerHalf>>,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("trust_domain", &self.trust_domain).field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place and what to do.
+    pub fn load(path: &Path, expand_env: bool) -> Result<Self, ConfigError> {
+        Self::read(countersign_config::load(path, expand_env)?)
+    }
+
+    /// Reads a parsed file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read(mut top: Section) -> Result<Self, ConfigError> {
+        let plugins = top.section("plugins")?;
+        let server = top.section("server")?;
+        let telemetry = top.section("telemetry")?;
+        let health = top.section("health_checks")?;
+        let mut server = server.ok_or_else(|| top.error("server section must be configured").hint("add a `server { … }` block"))?;
+        let plugins = plugins.ok_or_else(|| top.error("plugins section must be configured").hint("add a `plugins { … }` block"))?;
+        top.finish()?;
+
+        let mut warnings = Vec::new();
+        for (key, why) in NOT_YET {
+            if let Some(found) = server.take_any(key) {
+                return Err(found.error("is recognised but not supported yet").hint(*why));
+            }
+        }
+        let trust_domain = required(&mut server, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
+        let data_dir = PathBuf::from(required(&mut server, "data_dir")?.value);
+        let bind_address = match server.string("bind_address")? {
+            Some(text) => text.parse(|t| t.parse::<IpAddr>().map_err(|_| format!("`{t}` is not an IP address")))?,
+            None => IpAddr::from([0, 0, 0, 0]),
+        };
+        let bind_port = server.port("bind_port")?.map_or(8081, |p| p.value);
+        let socket_path = match server.string("socket_path")? {
+            Some(text) => {
+                text.parse(|t| unix::check_path(Path::new(t)))?;
+                PathBuf::from(text.value)
+            }
+            None => PathBuf::from(DEFAULT_SOCKET),
+        };
+        let default_x509_svid_ttl = positive(&mut server, "default_x509_svid_ttl")?.unwrap_or(HOUR);
+        let default_jwt_svid_ttl = positive(&mut server, "default_jwt_svid_ttl")?.unwrap_or(Duration::from_secs(300));
+        let agent_ttl = positive(&mut server, "agent_ttl")?.unwrap_or(default_x509_svid_ttl);
+        let ca_ttl = positive(&mut server, "ca_ttl")?.unwrap_or(24 * HOUR);
+        for (key, ttl) in
+            [("agent_ttl", agent_ttl), ("default_x509_svid_ttl", default_x509_svid_ttl), ("default_jwt_svid_ttl", default_jwt_svid_ttl)]
+        {
+            if ttl > guaranteed_lifetime(ca_ttl) {
+                warnings.push(format!(
+                    "{key} is longer than {:?}, which is guaranteed with ca_ttl = {ca_ttl:?}; SVIDs may end earlier",
+                    guaranteed_lifetime(ca_ttl)
+                ));
+            }
+        }
+        let ca_key_type = key_type(&mut server, "ca_key_type")?.unwrap_or(KeyType::EcP256);
+        let node_pruning = node_pruning(&mut server)?;
+        let (key_manager, node_attestors, store_path) = read_plugins(plugins)?;
+        let config = Self {
+            journal: read_journal(&mut server, &data_dir)?,
+            jwt_key_type: key_type(&mut server, "jwt_key_type")?.unwrap_or(ca_key_type),
+            ca_subject: ca_subject(&mut server)?,
+            admin_ids: server.strings("admin_ids")?.iter().map(|s| s.parse(|t| SpiffeId::parse(t))).collect::<Result<_, _>>()?,
+            audit_log_enabled: server.boolean("audit_log_enabled")?.is_some_and(|b| b.value),
+            disable_jwt_svids: server.boolean("disable_jwt_svids")?.is_some_and(|b| b.value),
+            jwt_issuer: server.string("jwt_issuer")?.map(|s| s.value),
+            logging: Logging::read(&mut server)?,
+            health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
+            prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
+            trust_domain,
+            bind_address,
+            bind_port,
+            socket_path,
+            data_dir,
+            store_path,
+            warnings,
+            agent_ttl,
+            ca_key_type,
+            ca_ttl,
+            default_x509_svid_ttl,
+            default_jwt_svid_ttl,
+            node_pruning,
+            key_manager,
+            node_attestors,
+        };
+        server.finish()?;
+        Ok(config)
+    }
+}
+
+fn required(section: &mut Section, key: &'static str) -> Result<Spanned<String>, ConfigError> {
+    section.string(key)?.filter(|s| !s.value.is_empty()).ok_or_else(|| section.missing(key))
+}
+
+fn positive(section: &mut Section, key: &'static str) -> Result<Option<Duration>, ConfigError> {
+    match section.duration(key)? {
+        Some(d) if d.value < Duration::from_secs(1) => Err(d.error("must be at least one second")),
+        other => Ok(other.map(|d| d.value)),
+    }
+}
+
+fn key_type(section: &mut Section, key: &'static str) -> Result<Option<KeyType>, ConfigError> {
+    let Some(text) = section.string(key)? else { return Ok(None) };
+    match KeyType::parse(&text.value) {
+        Some(kind) => Ok(Some(kind)),
+        None => Err(text.error(format!("`{}` is not a key type, expected {}", text.value, KeyType::ALL.map(KeyType::name).join(", ")))),
+    }
+}
+
+fn ca_subject(server: &mut Section) -> Result<Subject, ConfigError> {
+    let Some(mut block) = server.section("ca_subject")? else { return Ok(Subject::default()) };
+    let texts = |list: Vec<Spanned<String>>| list.into_iter().map(|s| s.value).collect();
+    let subject = Subject {
+        country: texts(block.strings("country")?),
+        organization: texts(block.strings("organization")?),
+        common_name: block.string("common_name")?.map(|s| s.value).unwrap_or_default(),
+    };
+    block.finish()?;
+    Ok(subject)
+}
+
+fn node_pruning(server: &mut Section) -> Result<Option<NodePruning>, ConfigError> {
+    let batch_size = match server.integer("prune_attested_nodes_batch_size")? {
+        None => 1000,
+        Some(n) => usize::try_from(n.value).ok().filter(|n| *n > 0).ok_or_else(|| n.error("must be at least 1"))?,
+    };
+    let non_reattestable = server.boolean("prune_tofu_nodes")?.is_some_and(|b| b.value);
+    let expired_for = server.duration("prune_attested_nodes_expired_for")?.map(|d| d.value);
+    Ok(expired_for.map(|expired_for| NodePruning { expired_for, batch_size, non_reattestable }))
+}
+
+/// `journal { directory, retention, max_size_mib }`, ours.
+fn read_journal(server: &mut Section, data_dir: &Path) -> Result<audit::Settings, ConfigError> {
+    let mut settings = audit::Settings::new(data_dir.join("journal"));
+    let Some(mut block) = server.section("journal")? else { return Ok(settings) };
+    if let Some(directory) = block.string("directory")? {
+        settings.directory = PathBuf::from(directory.value);
+    }
+    if let Some(retention) = block.duration("retention")? {
+        settings.retention = retention.value;
+    }
+    if let Some(size) = block.integer("max_size_mib")? {
+        let mib = u64::try_from(size.value).ok().filter(|n| *n >= 128).ok_or_else(|| size.error("must be at least 128"))?;
+        settings.bytes_max = mib << 20;
+    }
+    block.finish()?;
+    Ok(settings)
+}
+
+type Plugins = (Arc<dyn KeyManager>, Vec<Arc<dyn ServerHalf>>, PathBuf);
+
+fn read_plugins(mut plugins: Section) -> Result<Plugins, ConfigError> {
+    let store_path = read_datastore(&mut plugins)?;
+    let key_managers = plugins.labelled("KeyManager")?;
+    let key_manager = match key_managers.len() {
+        1 => {
+            let mut built = None;
+            for (name, block) in key_managers {
+                let (block, data) = plugin_data(block)?;
+                built = Some(keys::build(&name, &block, data)?);
+            }
+            built
+        }
+        _ => None,
+    };
+    let Some(key_manager) = key_manager else {
+        return Err(plugins
+            .error("exactly one KeyManager must be configured")
+            .hint("add `KeyManager \"disk\" { plugin_data { keys_path = \"…/keys.json\" } }`, each block on lines of its own"));
+    };
+    let mut node_attestors: Vec<Arc<dyn ServerHalf>> = Vec::new();
+    for (name, block) in plugins.labelled("NodeAttestor")? {
+        let (block, data) = plugin_data(block)?;
+        if node_attestors.iter().any(|a| a.name() == name) {
+            return Err(block.error(format!("plugin \"NodeAttestor\"/{name:?} declared more than once")));
+        }
+        node_attestors.push(node::build_server(&name, &block, data)?);
+    }
+    // Tokens work without a block, as in SPIRE.
+    if !node_attestors.iter().any(|a| a.name() == join_token::NAME) {
+        node_attestors.push(Arc::new(join_token::Server));
+    }
+    for kind in ["UpstreamAuthority", "Notifier", "BundlePublisher", "CredentialComposer"] {
+        if let Some((name, block)) = plugins.labelled(kind)?.into_iter().next() {
+            return Err(block
+                .error(format!("plugin \"{kind}\"/{name:?} is recognised but not supported yet"))
+                .hint("leave the block out; the server signs with its own authority meanwhile"));
+        }
+    }
+    plugins.finish()?;
+    Ok((key_manager, node_attestors, store_path))
+}
+
+fn read_datastore(plugins: &mut Section) -> Result<PathBuf, ConfigError> {
+    let stores = plugins.labelled("DataStore")?;
+    let wanted = || "add `DataStore \"sql\" { plugin_data { database_type = \"sqlite3\" connection_string = \"…\" } }`, each setting on a line of its own";
+    let [(name, block)]: [(String, Section); 1] =
+        stores.try_into().map_err(|_| plugins.error("exactly one DataStore must be configured").hint(wanted()))?;
+    if name != "sql" {
+        return Err(block.error(format!("there is no DataStore `{name}`, expected `sql`")));
+    }
+    let (block, mut data) = plugin_data(block)?;
+    let kind = data.string("database_type")?.ok_or_else(|| block.missing("database_type"))?;
+    if kind.value != "sqlite3" {
+        return Err(kind.error(format!("`{}` is not supported yet, expected `sqlite3`", kind.value)).hint("PostgreSQL comes later"));
+    }
+    let connection = data.string("connection_string")?.ok_or_else(|| block.missing("connection_string"))?;
+    // SPIRE's form may be a plain path or a URI; options of its driver mean nothing here.
+    let path = connection.value.strip_prefix("file:").unwrap_or(&connection.value);
+    let path = path.split('?').next().unwrap_or_default();
+    if path.is_empty() || path == ":memory:" {
+        return Err(connection.error("expected the path of a file"));
+    }
+    data.finish()?;
+    Ok(PathBuf::from(path))
+}
+
+/// The `plugin_data` of a plugin block; external plugins are refused.
+fn plugin_data(mut block: Section) -> Result<(Section, Section), ConfigError> {
+    for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
+        if let Some(found) = block.take_any(key) {
+            return Err(found.error("external plugins are not supported yet").hint("use a built-in plugin meanwhile"));
+        }
+    }
+    if let Some(found) = block.take_any("plugin_data_file") {
+        return Err(found.error("is recognised but not supported yet").hint("put the settings into `plugin_data { … }`"));
+    }
+    if block.boolean("enabled")?.is_some_and(|b| !b.value) {
+        return Err(block.error("the plugin is disabled").hint("remove the block or `enabled = false`"));
+    }
+    let data = block.section("plugin_data")?.unwrap_or_else(|| Section::empty("plugin_data", &block.place().file));
+    let about = block.clone();
+    block.finish()?;
+    Ok((about, data))
+}
+
+impl Logging {
+    /// The logging keys, which server and agent share.
+    ///
+    /// # Errors
+    /// A wrong level or format.
+    pub fn read(section: &mut Section) -> Result<Self, ConfigError> {
+        let level = match section.string("log_level")? {
+            None => "info".to_owned(),
+            Some(text) => match text.value.to_ascii_lowercase().as_str() {
+                "warning" => "warn".to_owned(),
+                known @ ("panic" | "fatal" | "error" | "warn" | "info" | "debug" | "trace") => known.to_owned(),
+                other => {
+                    return Err(
+                        text.error(format!("not a valid log level: {other:?}; expected panic, fatal, error, warn, info, debug or trace"))
+                    );
+                }
+            },
+        };
+        let json = match section.string("log_format")? {
+            None => false,
+            Some(text) => match text.value.to_ascii_lowercase().as_str() {
+                "json" => true,
+                "text" | "" => false,
+                _ => return Err(text.error(format!("unknown logger format: {:?}; expected text or json", text.value))),
+            },
+        };
+        Ok(Self {
+            level,
+            json,
+            file: section.string("log_file")?.map(|s| PathBuf::from(s.value)),
+            source_location: section.boolean("log_source_location")?.is_some_and(|b| b.value),
+        })
+    }
+}
+
+impl HealthChecks {
+    /// The `health_checks` block; nothing if the listener is not enabled.
+    ///
+    /// # Errors
+    /// A wrong or unknown setting.
+    pub fn read(mut block: Section) -> Result<Option<Self>, ConfigError> {
+        let enabled = block.boolean("listener_enabled")?.is_some_and(|b| b.value);
+        let path = |given: Option<Spanned<String>>, default: &str| match given {
+            None => Ok(default.to_owned()),
+            Some(text) if text.value.starts_with('/') && !text.value.contains(['{', '}']) => Ok(text.value),
+            Some(text) => Err(text.error("expected a path that begins with a slash")),
+        };
+        let checks = Self {
+            bind_address: block.string("bind_address")?.map_or_else(|| "localhost".to_owned(), |s| s.value),
+            bind_port: block.port("bind_port")?.map_or(80, |p| p.value),
+            live_path: path(block.string("live_path")?, "/live")?,
+            ready_path: path(block.string("ready_path")?, "/ready")?,
+        };
+        if checks.live_path == checks.ready_path {
+            return Err(block.error("live_path and ready_path must differ"));
+        }
+        block.finish()?;
+        Ok(enabled.then_some(checks))
+    }
+}
+
+impl Prometheus {
+    /// The `telemetry` block; nothing without a Prometheus listener.
+    ///
+    /// # Errors
+    /// A wrong or unknown setting, or a sink that is not there yet.
+    pub fn read(mut block: Section) -> Result<Option<Self>, ConfigError> {
+        for sink in ["DogStatsd", "Statsd", "M3", "InMem"] {
+            if let Some(found) = block.take_any(sink) {
+                return Err(found.error("is recognised but not supported yet").hint("use `Prometheus { host = … port = … }` meanwhile"));
+            }
+        }
+        let Some(mut prometheus) = block.section("Prometheus")? else {
+            block.finish()?;
+            return Ok(None);
+        };
+        if let Some(found) = prometheus.take_any("tls") {
+            return Err(found.error("is recognised but not supported yet").hint("bind to localhost meanwhile"));
+        }
+        let host = prometheus.string("host")?.map_or_else(|| "localhost".to_owned(), |s| s.value);
+        let port = prometheus.port("port")?.ok_or_else(|| prometheus.missing("port"))?.value;
+        prometheus.finish()?;
+        block.finish()?;
+        Ok(Some(Self { host, port }))
+    }
+}

@@ -1,0 +1,94 @@
+//! The server's own X509-SVID: a key in memory, issued by the same chain as any other, renewed at half of its life.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_identity::key::KeyType;
+use countersign_identity::rotation::renew_at;
+use countersign_identity::{Timestamp, TrustDomain};
+use countersign_plugins::keys::KeyPair;
+use countersign_transport::clock::SharedClock;
+use countersign_transport::tls::{self, SharedIdentity};
+
+use crate::authorities::{Authorities, IssueError};
+use crate::policy::Allowed;
+
+/// Wait after a failed renewal.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The identity the TCP listener presents.
+pub struct OwnIdentity {
+    trust_domain: TrustDomain,
+    lifetime: Duration,
+    key_type: KeyType,
+    presented: SharedIdentity,
+    current: ArcSwap<Current>,
+}
+
+impl std::fmt::Debug for OwnIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OwnIdentity")
+    }
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    chain: Vec<Vec<u8>>,
+    renew_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+impl OwnIdentity {
+    /// Nothing to present yet; [`OwnIdentity::renew`] makes it.
+    pub fn new(trust_domain: TrustDomain, lifetime: Duration, key_type: KeyType) -> Self {
+        Self { trust_domain, lifetime, key_type, presented: Arc::default(), current: ArcSwap::default() }
+    }
+
+    /// What the listener presents.
+    pub fn presented(&self) -> SharedIdentity {
+        Arc::clone(&self.presented)
+    }
+
+    /// The chain, leaf first.
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        self.current.load().chain.clone()
+    }
+
+    /// End of the certificate.
+    pub fn expires_at(&self) -> Timestamp {
+        self.current.load().expires_at
+    }
+
+    /// Gets a new certificate for a new key.
+    ///
+    /// # Errors
+    /// It was not issued; the one before stays.
+    pub async fn renew(&self, authorities: &Authorities, clock: &SharedClock) -> Result<(), IssueError> {
+        let kind = self.key_type;
+        let pair = tokio::task::spawn_blocking(move || KeyPair::generate(kind))
+            .await
+            .map_err(|_| IssueError::Bug("the process is shutting down".to_owned()))??;
+        let issued = authorities.issue_one_x509(Allowed::own(&self.trust_domain, self.lifetime), pair.public_key().clone()).await?;
+        let chain = vec![issued.certificate];
+        let identity = tls::identity(&chain, pair.pkcs8()).map_err(|e| IssueError::Bug(e.to_string()))?;
+        self.presented.store(Arc::new(Some(identity)));
+        let renew_at = renew_at(clock.now(), issued.expires_at, 0.0);
+        self.current.store(Arc::new(Current { chain, renew_at, expires_at: issued.expires_at }));
+        Ok(())
+    }
+
+    /// Renews for as long as the process lives.
+    pub async fn run(self: Arc<Self>, authorities: Arc<Authorities>, clock: SharedClock) {
+        loop {
+            clock.sleep_until(self.current.load().renew_at).await;
+            match self.renew(&authorities, &clock).await {
+                Ok(()) => tracing::info!(expires_at = %self.expires_at(), "Server SVID rotated"),
+                Err(error) => {
+                    tracing::error!(%error, "Could not rotate server SVID");
+                    clock.sleep_until(clock.now().after(RETRY)).await;
+                }
+            }
+        }
+    }
+}

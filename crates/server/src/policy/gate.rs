@@ -1,0 +1,236 @@
+//! The gate in front of every RPC: finds its row, decides whether this caller fits it, and hands the caller on.
+//!
+//! A refusal of an agent carries the reason in its details, because agents act on it: attest again, stop, delete.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use countersign_identity::SpiffeId;
+use countersign_store::{Change, Node, Store, StoreError};
+use countersign_transport::clock::SharedClock;
+use countersign_transport::tcp::TlsIdentity;
+use countersign_wire::types::permission_denied_details::Reason;
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::caller::{Caller, Kind, Proof};
+use super::table;
+use crate::api::status;
+use crate::metrics::Metrics;
+
+/// What the gate decides with. Cloning shares it.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) store: Store,
+    pub(crate) clock: SharedClock,
+    pub(crate) admin_ids: Arc<[SpiffeId]>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Why an agent's SVID does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AgentRefusal {
+    Expired,
+    NotAttested,
+    Banned,
+    NotActive,
+}
+
+impl AgentRefusal {
+    pub(crate) const fn reason(self) -> Reason {
+        match self {
+            Self::Expired => Reason::AgentExpired,
+            Self::NotAttested => Reason::AgentNotAttested,
+            Self::Banned => Reason::AgentBanned,
+            Self::NotActive => Reason::AgentNotActive,
+        }
+    }
+
+    /// The log line operators match on.
+    pub(crate) const fn log_line(self) -> &'static str {
+        match self {
+            Self::Expired => "Agent SVID is expired",
+            Self::NotAttested => "Agent is not attested",
+            Self::Banned => "Agent is banned",
+            Self::NotActive => "Agent SVID is not active",
+        }
+    }
+}
+
+/// Whether an agent's certificate counts, judged by its node row.
+pub(crate) fn judge_agent(
+    node: Option<&Node>,
+    identity: &TlsIdentity,
+    now: countersign_identity::Timestamp,
+) -> Result<Standing, AgentRefusal> {
+    if identity.not_after < now {
+        return Err(AgentRefusal::Expired);
+    }
+    let node = node.ok_or(AgentRefusal::NotAttested)?;
+    if node.is_banned() {
+        return Err(AgentRefusal::Banned);
+    }
+    if node.serial_number == identity.serial_number {
+        Ok(Standing::Current)
+    } else if !node.new_serial_number.is_empty() && node.new_serial_number == identity.serial_number {
+        Ok(Standing::Renewed)
+    } else {
+        Err(AgentRefusal::NotActive)
+    }
+}
+
+/// Which of its SVIDs an agent used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The current one.
+    Current,
+    /// The renewed one for the first time: from now on it is the current one.
+    Renewed,
+}
+
+impl Gate {
+    /// Decides one call.
+    pub(crate) async fn admit(&self, method: &str, proof: Proof) -> Result<Caller, Status> {
+        let Some(row) = table::find(method) else {
+            return Err(status::not_there_yet(method));
+        };
+        let allows = |kind: Kind| row.kinds.contains(&kind);
+        let let_through = |kind: Kind| Ok(Caller { proof: proof.clone(), kind });
+        if allows(Kind::Anyone) {
+            return let_through(Kind::Anyone);
+        }
+        if let Proof::Local(_) = &proof {
+            if allows(Kind::Local) {
+                return let_through(Kind::Local);
+            }
+            return Err(self.refuse(method, &proof, None));
+        }
+        let snapshot = self.store.snapshot();
+        if allows(Kind::Admin)
+            && (proof.spiffe_id().is_some_and(|id| self.admin_ids.contains(id))
+                || proof.has_entry(&snapshot, |e| e.admin && !e.is_expired(self.clock.now())))
+        {
+            return let_through(Kind::Admin);
+        }
+        if allows(Kind::Downstream) && proof.has_entry(&snapshot, |e| e.downstream && !e.is_expired(self.clock.now())) {
+            return let_through(Kind::Downstream);
+        }
+        if allows(Kind::Agent)
+            && let Some(identity) = proof.identity()
+        {
+            return match judge_agent(snapshot.node(&identity.spiffe_id).map(Arc::as_ref), identity, self.clock.now()) {
+                Ok(Standing::Current) => let_through(Kind::Agent),
+                Ok(Standing::Renewed) => {
+                    self.activate(identity).await.map_err(|e| status::store(&e))?;
+                    let_through(Kind::Agent)
+                }
+                Err(refusal) => Err(self.refuse(method, &proof, Some(refusal))),
+            };
+        }
+        Err(self.refuse(method, &proof, None))
+    }
+
+    fn refuse(&self, method: &str, proof: &Proof, agent: Option<AgentRefusal>) -> Status {
+        let caller = proof.actor();
+        let reason = agent.map_or("not allowed", AgentRefusal::log_line);
+        self.metrics.refused(reason);
+        // A stranger must not be able to fill the log: strangers are counted and told of at debug level only.
+        if proof.identity().is_some() || matches!(proof, Proof::Local(_)) {
+            if let Some(refusal) = agent {
+                tracing::error!(caller_id = %caller, method, "{}", refusal.log_line());
+            }
+            tracing::error!(caller_id = %caller, method, reason, "Failed to authenticate caller");
+        } else {
+            tracing::debug!(caller = %caller, method, "Failed to authenticate caller");
+        }
+        let text = format!("authorization denied for method {method}");
+        match agent {
+            Some(refusal) => status::denied(refusal.reason(), &text),
+            None => Status::permission_denied(text),
+        }
+    }
+
+    /// The renewed SVID was used: it becomes the current one, and the one before counts no longer.
+    async fn activate(&self, identity: &Arc<TlsIdentity>) -> Result<(), StoreError> {
+        let identity = Arc::clone(identity);
+        let actor = countersign_store::Actor::new(identity.spiffe_id.as_str());
+        let store = self.store.clone();
+        // In a task of its own: a caller that hangs up must not leave the change half waited for.
+        let activation = tokio::spawn(async move {
+            store
+                .write(actor, move |draft| {
+                    let Some(node) = draft.snapshot().node(&identity.spiffe_id) else { return Ok(()) };
+                    if node.new_serial_number == identity.serial_number {
+                        let promoted = Node {
+                            serial_number: node.new_serial_number.clone(),
+                            expires_at: node.new_expires_at,
+                            new_serial_number: String::new(),
+                            new_expires_at: countersign_identity::Timestamp::EPOCH,
+                            ..Node::clone(node)
+                        };
+                        draft.change(Change::NodePut(Arc::new(promoted)));
+                    }
+                    Ok(())
+                })
+                .await
+        });
+        activation.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+/// Puts the gate in front of a service.
+#[derive(Clone)]
+pub(crate) struct GateLayer(pub(crate) Gate);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.0.clone(), inner }
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone)]
+pub(crate) struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<http::Request<Body>> for Gated<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let gate = self.gate.clone();
+        // The service that was polled ready serves the call; its clone takes its place.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let Some(proof) = Proof::of(request.extensions()) else {
+                return Ok(Status::unauthenticated("the connection has no peer").into_http());
+            };
+            match gate.admit(request.uri().path(), proof).await {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    inner.call(request).await
+                }
+                Err(status) => {
+                    gate.metrics.called(request.uri().path(), status.code());
+                    Ok(status.into_http())
+                }
+            }
+        })
+    }
+}

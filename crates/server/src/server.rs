@@ -1,0 +1,356 @@
+//! A server put together, from top to bottom: files, store, journal, authorities, services, listeners.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_store::{Options, Store, StoreError};
+use countersign_transport::clock::SharedClock;
+use countersign_transport::limits::{
+    CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
+};
+use countersign_transport::tls::SharedBundles;
+use countersign_transport::unix::SocketError;
+use countersign_transport::{tcp, tls, unix};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::api::{self, Api, Context, LogLevels};
+use crate::audit::{Journal, JournalError};
+use crate::authorities::{Authorities, IssueError, Settings};
+use crate::config::Config;
+use crate::follow::Hub;
+use crate::metrics::{Metrics, Reading};
+use crate::own::OwnIdentity;
+use crate::policy::allowed::Lifetimes;
+use crate::policy::gate::{Gate, GateLayer};
+use crate::{http_status, jobs};
+
+/// How long calls under way may take once the server is told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A server that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A file or directory of the server.
+    #[error("cannot use `{path}`: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another server uses the data directory.
+    #[error("data directory `{0}` is in use by another server; stop that one or choose another data_dir")]
+    InUse(PathBuf),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The first authority or the server's own SVID.
+    #[error("cannot prepare the authorities: {0}")]
+    Authorities(#[from] IssueError),
+    /// The private socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A TCP listener.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The store belongs to another trust domain.
+    #[error("the store belongs to trust domain `{found}`, the configuration says `{configured}`")]
+    TrustDomain {
+        /// In the store.
+        found: String,
+        /// In the configuration.
+        configured: String,
+    },
+    /// TLS.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+}
+
+/// A running server.
+pub struct Running {
+    /// Where the TCP listener is.
+    pub address: SocketAddr,
+    /// Where the private socket is.
+    pub socket_path: PathBuf,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    servers: JoinSet<Result<(), String>>,
+    _lock: std::fs::File,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Returns when a listener has ended by itself, which it never should.
+    pub async fn failed(&mut self) -> String {
+        match self.servers.join_next().await {
+            Some(Ok(Err(reason))) => reason,
+            _ => "a listener ended".to_owned(),
+        }
+    }
+
+    /// Lets calls under way end, for a while, and stops.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        let drained = tokio::time::timeout(STOP_TIMEOUT, async { while self.servers.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!("Calls under way were cut off after {STOP_TIMEOUT:?}");
+        }
+        self.servers.shutdown().await;
+        self.tasks.shutdown().await;
+        let _ = std::fs::remove_file(&self.socket_path);
+    }
+}
+
+/// Starts a server and returns once it can issue.
+///
+/// # Errors
+/// Says what stopped the start and what to do about it.
+pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogLevels>) -> Result<Running, ServerError> {
+    let lock = lock_data_dir(&config.data_dir)?;
+    let server_id = server_id(&config.data_dir)?;
+    let store = open_store(config, &clock)?;
+    let journal = Journal::open(config.journal.clone(), Arc::clone(&server_id), Arc::clone(&clock))?;
+    let settings = Settings {
+        trust_domain: config.trust_domain.clone(),
+        server_id,
+        ca_key_type: config.ca_key_type,
+        jwt_key_type: config.jwt_key_type,
+        ca_ttl: config.ca_ttl,
+        subject: config.ca_subject.clone(),
+        jwt_issuer: config.jwt_issuer.clone(),
+        disable_jwt_svids: config.disable_jwt_svids,
+    };
+    let authorities =
+        Arc::new(Authorities::new(settings, Arc::clone(&config.key_manager), store.clone(), journal.clone(), Arc::clone(&clock)));
+    authorities.rotate().await?;
+    let own = Arc::new(OwnIdentity::new(config.trust_domain.clone(), config.default_x509_svid_ttl, config.ca_key_type));
+    own.renew(&authorities, &clock).await?;
+
+    let metrics = Arc::new(Metrics::default());
+    let hub = Arc::new(Hub::new(store.snapshot()));
+    let seen = store.seen_at_start().iter().map(|s| (s.id.clone(), countersign_store::Seen::clone(s))).collect();
+    let api = Api(Arc::new(Context {
+        trust_domain: config.trust_domain.clone(),
+        store: store.clone(),
+        journal,
+        authorities: Arc::clone(&authorities),
+        own: Arc::clone(&own),
+        hub: Arc::clone(&hub),
+        clock: Arc::clone(&clock),
+        metrics: Arc::clone(&metrics),
+        lifetimes: Lifetimes { x509_svid: config.default_x509_svid_ttl, jwt_svid: config.default_jwt_svid_ttl, agent: config.agent_ttl },
+        disable_jwt_svids: config.disable_jwt_svids,
+        node_attestors: config.node_attestors.iter().map(|a| (a.name(), Arc::clone(a))).collect::<HashMap<_, _>>(),
+        log_levels,
+        started_at: clock.now(),
+        audit_log: config.audit_log_enabled,
+        attested: api::Recent::default(),
+        seen: Mutex::new(seen),
+    }));
+    let gate = Gate {
+        store: store.clone(),
+        clock: Arc::clone(&clock),
+        admin_ids: config.admin_ids.as_slice().into(),
+        metrics: Arc::clone(&metrics),
+    };
+
+    // All listeners open before the first call is served, so that a start either works or says why not.
+    let listener = listen(&format!("{}:{}", bracketed(&config.bind_address.to_string()), config.bind_port)).await?;
+    let address = listener.local_addr().map_err(|e| ServerError::Listen { address: "the TCP port".to_owned(), reason: e.to_string() })?;
+    let private = unix::listen(&config.socket_path, 0o750, 0o770)?;
+    let health = match &config.health_checks {
+        Some(h) => Some((listen(&format!("{}:{}", bracketed(&h.bind_address), h.bind_port)).await?, h)),
+        None => None,
+    };
+    let prometheus = match &config.prometheus {
+        Some(p) => Some(listen(&format!("{}:{}", bracketed(&p.host), p.port)).await?),
+        None => None,
+    };
+
+    let mut tasks = JoinSet::new();
+    let bundles = follow_bundles(&store, &mut tasks);
+    let counters = Arc::new(tcp::Counters::default());
+    let admit = admit(config);
+    let tls_config =
+        tls::server_config(own.presented(), bundles, admit, Arc::clone(&clock)).map_err(|e| ServerError::Tls(e.to_string()))?;
+    tasks.spawn(Arc::clone(&hub).run(store.clone()));
+    tasks.spawn(Arc::clone(&authorities).run());
+    tasks.spawn(Arc::clone(&own).run(Arc::clone(&authorities), Arc::clone(&clock)));
+    tasks.spawn(jobs::run(api.clone(), config.node_pruning.clone()));
+
+    if let Some((listener, settings)) = health {
+        http_status::serve_health(listener, settings, api.clone());
+    }
+    if let Some(listener) = prometheus {
+        http_status::serve_metrics(listener, metrics, reading(&api, &counters));
+    }
+    let (stop, stopped) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let public = tcp::incoming(listener, Arc::new(tls_config), counters);
+    servers.spawn(serve(api::public_routes(&api), gate.clone(), public, stopped.clone()));
+    servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), stopped));
+    tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
+    tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");
+    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, _lock: lock })
+}
+
+async fn serve<I>(
+    routes: Routes,
+    gate: Gate,
+    incoming: tokio_stream::wrappers::ReceiverStream<io::Result<I>>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), String>
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+{
+    Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(GateLayer(gate))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        })
+        .await
+        .map_err(|e| e.to_string())
+}
+
+/// Which SPIFFE IDs may complete a handshake: those of the trust domain, and foreign administrators.
+fn admit(config: &Config) -> tls::Admit {
+    let (trust_domain, admins) = (config.trust_domain.clone(), config.admin_ids.clone());
+    Arc::new(move |id| id.is_member_of(&trust_domain) || admins.contains(id))
+}
+
+/// The bundles that handshakes are verified with, kept as new as the snapshot.
+fn follow_bundles(store: &Store, tasks: &mut JoinSet<()>) -> SharedBundles {
+    let bundles: SharedBundles = Arc::new(ArcSwap::new(Arc::clone(store.snapshot().bundles())));
+    let (mut snapshots, shared) = (store.watch(), Arc::clone(&bundles));
+    tasks.spawn(async move {
+        loop {
+            shared.store(Arc::clone(snapshots.borrow_and_update().bundles()));
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    bundles
+}
+
+fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingSource {
+    let (api, counters) = (api.clone(), Arc::clone(counters));
+    Arc::new(move || {
+        let snapshot = api.store.snapshot();
+        let (streams, slowest) = api.hub.standing();
+        let now = api.clock.now();
+        let left = |end: countersign_identity::Timestamp| end.secs().saturating_sub(now.secs());
+        let mut expires_in: Vec<(&'static str, i64)> = api
+            .authorities
+            .expiries()
+            .into_iter()
+            .map(|(kind, end)| (if kind == "x509" { "x509_authority" } else { "jwt_authority" }, left(end)))
+            .collect();
+        expires_in.push(("server_x509_svid", left(api.own.expires_at())));
+        Reading {
+            revision: snapshot.revision(),
+            entries: snapshot.entries_count(),
+            agents: snapshot.nodes_count(),
+            streams,
+            lag: slowest.map_or(0, |applied| snapshot.revision().saturating_sub(applied)),
+            expires_in,
+            handshakes_failed: counters.handshakes_failed.load(Ordering::Relaxed),
+            turned_away: counters.turned_away.load(Ordering::Relaxed),
+        }
+    })
+}
+
+async fn listen(address: &str) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|e| ServerError::Listen {
+        address: address.to_owned(),
+        reason: match e.kind() {
+            io::ErrorKind::AddrInUse => "the port is in use; stop whoever uses it or configure another".to_owned(),
+            io::ErrorKind::PermissionDenied => "not permitted; ports below 1024 need privileges".to_owned(),
+            _ => e.to_string(),
+        },
+    })
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// Makes the data directory and locks it: two servers on one SQLite store would each believe to be alone.
+fn lock_data_dir(data_dir: &Path) -> Result<std::fs::File, ServerError> {
+    let failed = |path: PathBuf| move |source| ServerError::File { path, source };
+    std::fs::create_dir_all(data_dir).map_err(failed(data_dir.to_owned()))?;
+    let path = data_dir.join("server.lock");
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed(path.clone()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServerError::InUse(data_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(ServerError::File { path, source }),
+    }
+}
+
+/// The server's name in the log and the journal, made once.
+fn server_id(data_dir: &Path) -> Result<Arc<str>, ServerError> {
+    let path = data_dir.join("server.id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().into()),
+        Ok(_) => make_server_id(path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => make_server_id(path),
+        Err(source) => Err(ServerError::File { path, source }),
+    }
+}
+
+fn make_server_id(path: PathBuf) -> Result<Arc<str>, ServerError> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let written = std::fs::write(&path, format!("{id}\n")).and_then(|()| std::fs::File::open(&path)?.sync_all());
+    match written {
+        Ok(()) => Ok(id.into()),
+        Err(source) => Err(ServerError::File { path, source }),
+    }
+}
+
+fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {
+    if let Some(directory) = config.store_path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).map_err(|source| ServerError::File { path: directory.to_owned(), source })?;
+    }
+    let now = Arc::clone(clock);
+    let store = Store::open(&Options { path: config.store_path.clone(), vfs: None, now: Arc::new(move || now.now()) })?;
+    let snapshot = store.snapshot();
+    let foreign = snapshot.entries_after("").next().filter(|e| !e.spiffe_id.is_member_of(&config.trust_domain));
+    if let Some(entry) = foreign {
+        let found = entry.spiffe_id.trust_domain_name().to_owned();
+        return Err(ServerError::TrustDomain { found, configured: config.trust_domain.name().to_owned() });
+    }
+    Ok(store)
+}
