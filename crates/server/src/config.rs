@@ -14,6 +14,8 @@ use countersign_identity::x509::Subject;
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
+use countersign_plugins::plugin_data;
+use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
 use countersign_transport::unix;
 
 use crate::audit;
@@ -34,41 +36,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("proxy_protocol_trusted_cidrs", "the PROXY protocol comes later"),
     ("max_attested_node_info_staleness", "agents are authorized from memory without staleness; leave it out"),
 ];
-
-/// How the process logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Logging {
-    /// `panic` … `trace`.
-    pub level: String,
-    /// JSON instead of text.
-    pub json: bool,
-    /// A file instead of standard output.
-    pub file: Option<PathBuf>,
-    /// Adds file and line.
-    pub source_location: bool,
-}
-
-/// The listener for liveness and readiness.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthChecks {
-    /// Name or address.
-    pub bind_address: String,
-    /// Port.
-    pub bind_port: u16,
-    /// Path of liveness.
-    pub live_path: String,
-    /// Path of readiness.
-    pub ready_path: String,
-}
-
-/// The listener for Prometheus.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prometheus {
-    /// Name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
 
 /// A server's configuration, checked.
 #[derive(Clone)]
@@ -332,110 +299,4 @@ fn read_datastore(plugins: &mut Section) -> Result<PathBuf, ConfigError> {
     }
     data.finish()?;
     Ok(PathBuf::from(path))
-}
-
-/// The `plugin_data` of a plugin block; external plugins are refused.
-fn plugin_data(mut block: Section) -> Result<(Section, Section), ConfigError> {
-    for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
-        if let Some(found) = block.take_any(key) {
-            return Err(found.error("external plugins are not supported yet").hint("use a built-in plugin meanwhile"));
-        }
-    }
-    if let Some(found) = block.take_any("plugin_data_file") {
-        return Err(found.error("is recognised but not supported yet").hint("put the settings into `plugin_data { … }`"));
-    }
-    if block.boolean("enabled")?.is_some_and(|b| !b.value) {
-        return Err(block.error("the plugin is disabled").hint("remove the block or `enabled = false`"));
-    }
-    let data = block.section("plugin_data")?.unwrap_or_else(|| Section::empty("plugin_data", &block.place().file));
-    let about = block.clone();
-    block.finish()?;
-    Ok((about, data))
-}
-
-impl Logging {
-    /// The logging keys, which server and agent share.
-    ///
-    /// # Errors
-    /// A wrong level or format.
-    pub fn read(section: &mut Section) -> Result<Self, ConfigError> {
-        let level = match section.string("log_level")? {
-            None => "info".to_owned(),
-            Some(text) => match text.value.to_ascii_lowercase().as_str() {
-                "warning" => "warn".to_owned(),
-                known @ ("panic" | "fatal" | "error" | "warn" | "info" | "debug" | "trace") => known.to_owned(),
-                other => {
-                    return Err(
-                        text.error(format!("not a valid log level: {other:?}; expected panic, fatal, error, warn, info, debug or trace"))
-                    );
-                }
-            },
-        };
-        let json = match section.string("log_format")? {
-            None => false,
-            Some(text) => match text.value.to_ascii_lowercase().as_str() {
-                "json" => true,
-                "text" | "" => false,
-                _ => return Err(text.error(format!("unknown logger format: {:?}; expected text or json", text.value))),
-            },
-        };
-        Ok(Self {
-            level,
-            json,
-            file: section.string("log_file")?.map(|s| PathBuf::from(s.value)),
-            source_location: section.boolean("log_source_location")?.is_some_and(|b| b.value),
-        })
-    }
-}
-
-impl HealthChecks {
-    /// The `health_checks` block; nothing if the listener is not enabled.
-    ///
-    /// # Errors
-    /// A wrong or unknown setting.
-    pub fn read(mut block: Section) -> Result<Option<Self>, ConfigError> {
-        let enabled = block.boolean("listener_enabled")?.is_some_and(|b| b.value);
-        let path = |given: Option<Spanned<String>>, default: &str| match given {
-            None => Ok(default.to_owned()),
-            Some(text) if text.value.starts_with('/') && !text.value.contains(['{', '}']) => Ok(text.value),
-            Some(text) => Err(text.error("expected a path that begins with a slash")),
-        };
-        let checks = Self {
-            bind_address: block.string("bind_address")?.map_or_else(|| "localhost".to_owned(), |s| s.value),
-            bind_port: block.port("bind_port")?.map_or(80, |p| p.value),
-            live_path: path(block.string("live_path")?, "/live")?,
-            ready_path: path(block.string("ready_path")?, "/ready")?,
-        };
-        if checks.live_path == checks.ready_path {
-            return Err(block.error("live_path and ready_path must differ"));
-        }
-        block.finish()?;
-        Ok(enabled.then_some(checks))
-    }
-}
-
-impl Prometheus {
-    /// The `telemetry` block; nothing without a Prometheus listener.
-    ///
-    /// # Errors
-    /// A wrong or unknown setting, or a sink that is not there yet.
-    pub fn read(mut block: Section) -> Result<Option<Self>, ConfigError> {
-        for sink in ["DogStatsd", "Statsd", "M3", "InMem"] {
-            if let Some(found) = block.take_any(sink) {
-                return Err(found.error("is recognised but not supported yet").hint("use `Prometheus { host = … port = … }` meanwhile"));
-            }
-        }
-        let Some(mut prometheus) = block.section("Prometheus")? else {
-            block.finish()?;
-            return Ok(None);
-        };
-        if let Some(found) = prometheus.take_any("tls") {
-            return Err(found.error("is recognised but not supported yet").hint("bind to localhost meanwhile"));
-        }
-        let host = prometheus.string("host")?.map_or_else(|| "localhost".to_owned(), |s| s.value);
-        let port = prometheus.port("port")?.ok_or_else(|| prometheus.missing("port"))?.value;
-        prometheus.finish()?;
-        block.finish()?;
-        Ok(Some(Self { host, port }))
-    }
 }

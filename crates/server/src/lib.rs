@@ -9,12 +9,11 @@ pub mod audit;
 pub mod authorities;
 mod config;
 mod follow;
-mod http_status;
 mod jobs;
 mod metrics;
 mod own;
 pub mod policy;
 mod server;
 
-pub use config::{Config, HealthChecks, Logging, Prometheus};
+pub use config::Config;
 pub use server::{Running, ServerError, start};

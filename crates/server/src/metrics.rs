@@ -28,7 +28,7 @@ struct CallLabel {
 
 /// The server's counters and gauges.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     calls: Family<CallLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     issued: Family<KindLabel, Counter>,

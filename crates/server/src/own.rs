@@ -18,7 +18,7 @@ use crate::policy::Allowed;
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The identity the TCP listener presents.
-pub struct OwnIdentity {
+pub(crate) struct OwnIdentity {
     trust_domain: TrustDomain,
     lifetime: Duration,
     key_type: KeyType,
@@ -41,22 +41,22 @@ struct Current {
 
 impl OwnIdentity {
     /// Nothing to present yet; [`OwnIdentity::renew`] makes it.
-    pub fn new(trust_domain: TrustDomain, lifetime: Duration, key_type: KeyType) -> Self {
+    pub(crate) fn new(trust_domain: TrustDomain, lifetime: Duration, key_type: KeyType) -> Self {
         Self { trust_domain, lifetime, key_type, presented: Arc::default(), current: ArcSwap::default() }
     }
 
     /// What the listener presents.
-    pub fn presented(&self) -> SharedIdentity {
+    pub(crate) fn presented(&self) -> SharedIdentity {
         Arc::clone(&self.presented)
     }
 
     /// The chain, leaf first.
-    pub fn chain(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn chain(&self) -> Vec<Vec<u8>> {
         self.current.load().chain.clone()
     }
 
     /// End of the certificate.
-    pub fn expires_at(&self) -> Timestamp {
+    pub(crate) fn expires_at(&self) -> Timestamp {
         self.current.load().expires_at
     }
 
@@ -64,7 +64,7 @@ impl OwnIdentity {
     ///
     /// # Errors
     /// It was not issued; the one before stays.
-    pub async fn renew(&self, authorities: &Authorities, clock: &SharedClock) -> Result<(), IssueError> {
+    pub(crate) async fn renew(&self, authorities: &Authorities, clock: &SharedClock) -> Result<(), IssueError> {
         let kind = self.key_type;
         let pair = tokio::task::spawn_blocking(move || KeyPair::generate(kind))
             .await
@@ -79,7 +79,7 @@ impl OwnIdentity {
     }
 
     /// Renews for as long as the process lives.
-    pub async fn run(self: Arc<Self>, authorities: Arc<Authorities>, clock: SharedClock) {
+    pub(crate) async fn run(self: Arc<Self>, authorities: Arc<Authorities>, clock: SharedClock) {
         loop {
             clock.sleep_until(self.current.load().renew_at).await;
             match self.renew(&authorities, &clock).await {

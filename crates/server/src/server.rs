@@ -17,8 +17,7 @@ use countersign_transport::limits::{
 };
 use countersign_transport::tls::SharedBundles;
 use countersign_transport::unix::SocketError;
-use countersign_transport::{tcp, tls, unix};
-use tokio::net::TcpListener;
+use countersign_transport::{observe, tcp, tls, unix};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -29,11 +28,11 @@ use crate::audit::{Journal, JournalError};
 use crate::authorities::{Authorities, IssueError, Settings};
 use crate::config::Config;
 use crate::follow::Hub;
+use crate::jobs;
 use crate::metrics::{Metrics, Reading};
 use crate::own::OwnIdentity;
 use crate::policy::allowed::Lifetimes;
 use crate::policy::gate::{Gate, GateLayer};
-use crate::{http_status, jobs};
 
 /// How long calls under way may take once the server is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,13 +64,8 @@ pub enum ServerError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// A TCP listener.
-    #[error("cannot listen on {address}: {reason}")]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why not.
-        reason: String,
-    },
+    #[error("{0}")]
+    Listen(String),
     /// The store belongs to another trust domain.
     #[error("the store belongs to trust domain `{found}`, the configuration says `{configured}`")]
     TrustDomain {
@@ -179,15 +173,15 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     };
 
     // All listeners open before the first call is served, so that a start either works or says why not.
-    let listener = listen(&format!("{}:{}", bracketed(&config.bind_address.to_string()), config.bind_port)).await?;
-    let address = listener.local_addr().map_err(|e| ServerError::Listen { address: "the TCP port".to_owned(), reason: e.to_string() })?;
+    let listener = observe::listen(&config.bind_address.to_string(), config.bind_port).await.map_err(ServerError::Listen)?;
+    let address = listener.local_addr().map_err(|e| ServerError::Listen(e.to_string()))?;
     let private = unix::listen(&config.socket_path, 0o750, 0o770)?;
     let health = match &config.health_checks {
-        Some(h) => Some((listen(&format!("{}:{}", bracketed(&h.bind_address), h.bind_port)).await?, h)),
+        Some(h) => Some((observe::listen(&h.bind_address, h.bind_port).await.map_err(ServerError::Listen)?, h)),
         None => None,
     };
     let prometheus = match &config.prometheus {
-        Some(p) => Some(listen(&format!("{}:{}", bracketed(&p.host), p.port)).await?),
+        Some(p) => Some(observe::listen(&p.host, p.port).await.map_err(ServerError::Listen)?),
         None => None,
     };
 
@@ -203,10 +197,11 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     tasks.spawn(jobs::run(api.clone(), config.node_pruning.clone()));
 
     if let Some((listener, settings)) = health {
-        http_status::serve_health(listener, settings, api.clone());
+        observe::serve_health(listener, settings, "{\"server\":{}}".to_owned(), readiness(&api));
     }
     if let Some(listener) = prometheus {
-        http_status::serve_metrics(listener, metrics, reading(&api, &counters));
+        let source = reading(&api, &counters);
+        observe::serve_metrics(listener, Arc::new(move || metrics.render(&source())));
     }
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
@@ -264,6 +259,18 @@ fn follow_bundles(store: &Store, tasks: &mut JoinSet<()>) -> SharedBundles {
     bundles
 }
 
+/// Ready: it can issue.
+fn readiness(api: &Api) -> observe::Readiness {
+    let api = api.clone();
+    Arc::new(move || {
+        if api.authorities.is_ready() && api.store.snapshot().bundle(api.trust_domain.name()).is_some() {
+            Ok("{\"server\":{},\"server.ca\":{}}".to_owned())
+        } else {
+            Err("{\"server.ca\":{\"sign_x509_svid_err\":\"no X.509 authority is active\"}}".to_owned())
+        }
+    })
+}
+
 fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingSource {
     let (api, counters) = (api.clone(), Arc::clone(counters));
     Arc::new(move || {
@@ -289,21 +296,6 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             turned_away: counters.turned_away.load(Ordering::Relaxed),
         }
     })
-}
-
-async fn listen(address: &str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|e| ServerError::Listen {
-        address: address.to_owned(),
-        reason: match e.kind() {
-            io::ErrorKind::AddrInUse => "the port is in use; stop whoever uses it or configure another".to_owned(),
-            io::ErrorKind::PermissionDenied => "not permitted; ports below 1024 need privileges".to_owned(),
-            _ => e.to_string(),
-        },
-    })
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// Makes the data directory and locks it: two servers on one SQLite store would each believe to be alone.

@@ -1,4 +1,4 @@
-//! The edge of the process: sockets and TLS, who is at the other end, limits, and the clock.
+//! The edge of the process: sockets and TLS, who is at the other end, limits, the clock, and whoever watches.
 //!
 //! Turns connections into identities: a workload's process by its pidfd, a TLS peer by its verified SPIFFE ID. It must
 //! never decide what a caller may do, and never accept a name that did not come from verified bytes. Called by `server`,
@@ -7,6 +7,7 @@
 pub mod client;
 pub mod clock;
 pub mod limits;
+pub mod observe;
 #[allow(unsafe_code, reason = "the one module that asks the kernel for SO_PEERPIDFD, which no library wraps")]
 pub mod peer;
 pub mod random;

@@ -130,6 +130,10 @@ impl KeyManager for Disk {
         self.memory.sign(id, algorithm, message)
     }
 
+    fn pair(&self, id: &str) -> Option<Arc<KeyPair>> {
+        self.memory.find(id)
+    }
+
     fn is_persistent(&self) -> bool {
         true
     }

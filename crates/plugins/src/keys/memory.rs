@@ -62,6 +62,10 @@ impl KeyManager for Memory {
         Box::pin(async move { self.sign_now(id, algorithm, message) })
     }
 
+    fn pair(&self, id: &str) -> Option<Arc<KeyPair>> {
+        self.find(id)
+    }
+
     fn is_persistent(&self) -> bool {
         false
     }

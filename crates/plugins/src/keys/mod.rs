@@ -51,6 +51,9 @@ pub trait KeyManager: Send + Sync {
     /// Signs; ECDSA signatures are in ASN.1 form.
     fn sign<'a>(&'a self, id: &'a str, algorithm: SigningAlgorithm, message: &'a [u8]) -> Pending<'a, Result<Vec<u8>, KeyManagerError>>;
 
+    /// The key itself, for TLS, which signs by itself. `None` where keys never leave, or there is none of this name.
+    fn pair(&self, id: &str) -> Option<Arc<KeyPair>>;
+
     /// Whether keys survive a restart.
     fn is_persistent(&self) -> bool;
 }

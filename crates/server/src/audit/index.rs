@@ -98,6 +98,9 @@ impl Index {
             *table = (at + 4, count);
             at += 4 + count * ROW_BYTES;
         }
+        if file.metadata()?.len() != at {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the index is not whole"));
+        }
         Ok(Self { file, tables })
     }
 
@@ -125,13 +128,13 @@ impl Index {
         Ok(low)
     }
 
-    /// Offsets of records that may have this value, in file order, at most `limit`.
-    pub(super) fn find(&self, column: Column, value: &str, limit: usize) -> io::Result<Vec<u64>> {
+    /// Offsets of records that may have this value, in file order.
+    pub(super) fn find(&self, column: Column, value: &str) -> io::Result<Vec<u64>> {
         let wanted = key(value);
         let mut offsets = Vec::new();
         let count = self.table(column).1;
         let mut at = self.lower_bound(column, wanted)?;
-        while at < count && offsets.len() < limit {
+        while at < count {
             let (key, offset) = self.row(column, at)?;
             if key != wanted {
                 break;

@@ -150,7 +150,8 @@ impl Journal {
             kind: WireKind::Refused.into(),
             actor: actor.as_str().to_owned(),
             spiffe_id: subject.chars().take(2048).collect(),
-            reason: format!("{kind:?}: {reason}"),
+            // A reason may quote what was asked for, which may be large.
+            reason: format!("{kind:?}: {reason}").chars().take(2048).collect(),
             ..Record::default()
         };
         // A full queue drops refusals before it makes an issuance wait.

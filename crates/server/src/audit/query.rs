@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use countersign_wire::journal::{Outcome, Record};
+use countersign_wire::journal::{Kind, Outcome, Record};
 
 use super::index::{Column, Index};
-use super::segment::{Frame, Reader, Segment};
+use super::segment::{Frame, Read, Reader, Segment};
 
 /// Most records one question returns.
-pub const RESULTS_MAX: usize = 10_000;
+pub(super) const RESULTS_MAX: usize = 10_000;
 /// How far behind a record its outcome is looked for; outcomes follow within a second.
 const OUTCOME_BYTES_MAX: u64 = 8 << 20;
 
@@ -58,16 +58,22 @@ impl Query {
 pub fn search(directory: &Path, query: &Query) -> io::Result<Vec<Record>> {
     let limit = if query.limit == 0 { RESULTS_MAX } else { query.limit.min(RESULTS_MAX) };
     let mut found = Vec::new();
-    for segment in Segment::list(directory)? {
-        if found.len() >= limit {
+    let segments = Segment::list(directory)?;
+    for (at, segment) in segments.iter().enumerate() {
+        let left = limit.saturating_sub(found.len());
+        if left == 0 {
             break;
         }
-        let searched = match Index::open(&segment) {
-            Ok(index) => sealed(&segment, &index, query, limit - found.len()),
-            Err(_) => scan(&segment, 0, query, limit - found.len()),
+        // An index that cannot be used only makes the answer slower.
+        let searched = match Index::open(segment).and_then(|index| sealed(segment, &index, query, left)) {
+            Ok(records) => Ok(records),
+            Err(_) => scan(segment, 0, query, left),
         };
         match searched {
-            Ok(records) => found.extend(records),
+            Ok(mut records) => {
+                settle_late(&mut records, segments.get(at + 1..).unwrap_or_default())?;
+                found.extend(records);
+            }
             // Retention may take a segment away while we read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -78,7 +84,7 @@ pub fn search(directory: &Path, query: &Query) -> io::Result<Vec<Record>> {
 
 fn sealed(segment: &Segment, index: &Index, query: &Query, limit: usize) -> io::Result<Vec<Record>> {
     let Some((first, _)) = index.times()? else { return Ok(Vec::new()) };
-    if query.until_millis.is_some_and(|until| until <= first) {
+    if query.until_millis.is_some_and(|until| until.saturating_add(CLOCK_STEP_MILLIS) <= first) {
         return Ok(Vec::new());
     }
     let Some((column, value)) = query.indexed() else {
@@ -88,12 +94,12 @@ fn sealed(segment: &Segment, index: &Index, query: &Query, limit: usize) -> io::
     };
     let file = File::open(&segment.path)?;
     let mut records = Vec::new();
-    for offset in index.find(column, value, RESULTS_MAX)? {
+    for offset in index.find(column, value)? {
         let mut reader = Reader::new(&file, offset);
-        if let Some(read) = reader.next()?
-            && let Frame::Record(record) = read.frame
-            && query.matches(&record)
-        {
+        let Some(Read { frame: Frame::Record(record), .. }) = reader.next()? else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the index does not fit its segment"));
+        };
+        if query.matches(&record) {
             records.push(with_outcome(*record, &mut reader, offset)?);
             if records.len() >= limit {
                 break;
@@ -111,24 +117,21 @@ fn scan(segment: &Segment, from: u64, query: &Query, limit: usize) -> io::Result
     let file = File::open(&segment.path)?;
     let mut reader = Reader::new(&file, from);
     let mut records: Vec<Record> = Vec::new();
-    let mut full = false;
+    let (mut complete, mut newest) = (false, from);
     while let Some(read) = reader.next()? {
         match read.frame {
             Frame::Record(record) => {
-                if query.until_millis.is_some_and(|until| record.time_millis >= until.saturating_add(CLOCK_STEP_MILLIS)) {
-                    break;
-                }
-                if !full && query.matches(&record) {
+                complete |= query.until_millis.is_some_and(|until| record.time_millis >= until.saturating_add(CLOCK_STEP_MILLIS));
+                if !complete && query.matches(&record) {
                     records.push(*record);
-                    full = records.len() >= limit;
+                    newest = read.offset;
+                    complete = records.len() >= limit;
                 }
             }
-            Frame::Outcomes { signed, failed } => {
-                settle(&mut records, &signed, &failed);
-                if full {
-                    break;
-                }
-            }
+            Frame::Outcomes { signed, failed } => settle(&mut records, &signed, &failed),
+        }
+        if complete && (read.offset > newest + OUTCOME_BYTES_MAX || !records.iter().rev().any(is_unsettled)) {
+            break;
         }
     }
     Ok(records)
@@ -136,6 +139,40 @@ fn scan(segment: &Segment, from: u64, query: &Query, limit: usize) -> io::Result
 
 /// Clocks may step back by about this much within a segment.
 const CLOCK_STEP_MILLIS: i64 = 2 * 3600 * 1000;
+
+/// Whether an outcome may still follow.
+fn is_unsettled(record: &Record) -> bool {
+    record.outcome == 0 && record.kind() != Kind::Refused
+}
+
+/// Looks into the segments that follow for outcomes that were written after the records' own was sealed.
+fn settle_late(records: &mut [Record], later: &[Segment]) -> io::Result<()> {
+    let mut passed = 0;
+    for segment in later {
+        if passed > OUTCOME_BYTES_MAX || !records.iter().any(is_unsettled) {
+            break;
+        }
+        let file = match File::open(&segment.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let mut reader = Reader::new(&file, 0);
+        while let Some(read) = reader.next()? {
+            passed += read.end - read.offset;
+            if let Frame::Outcomes { signed, failed } = &read.frame {
+                settle(records, signed, failed);
+                if !records.iter().any(is_unsettled) {
+                    break;
+                }
+            }
+            if passed > OUTCOME_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
 
 fn settle(records: &mut [Record], signed: &[(u64, u64)], failed: &[(u64, u64)]) {
     for (ranges, outcome) in [(signed, Outcome::Signed), (failed, Outcome::Failed)] {
@@ -149,14 +186,16 @@ fn settle(records: &mut [Record], signed: &[(u64, u64)], failed: &[(u64, u64)]) 
 }
 
 fn with_outcome(mut record: Record, reader: &mut Reader<'_>, offset: u64) -> io::Result<Record> {
-    while let Some(read) = reader.next()? {
+    while is_unsettled(&record)
+        && let Some(read) = reader.next()?
+    {
         if let Frame::Outcomes { signed, failed } = &read.frame {
             let mut one = [record];
             settle(&mut one, signed, failed);
             let [settled] = one;
             record = settled;
         }
-        if record.outcome != 0 || read.offset > offset + OUTCOME_BYTES_MAX {
+        if read.offset > offset + OUTCOME_BYTES_MAX {
             break;
         }
     }

@@ -140,11 +140,13 @@ impl<'a> Reader<'a> {
         Ok(read)
     }
 
-    /// Passes over a frame without looking inside; returns where it ended.
-    fn skip(&mut self) -> io::Result<Option<u64>> {
+    /// Passes over a frame without decoding it: where it ended, its digest, and whether it is a record.
+    fn skip(&mut self) -> io::Result<Option<(u64, Digest, bool)>> {
         let Some(length) = self.next_length()? else { return Ok(None) };
+        let bytes = self.buffer.get(self.at + 4..self.at + 4 + length).unwrap_or_default();
+        let (digest, is_record) = (sha256(bytes), bytes.get(1) == Some(&RECORD));
         self.at += 4 + length;
-        Ok(Some(self.base + u64::try_from(self.at).unwrap_or(0)))
+        Ok(Some((self.base + u64::try_from(self.at).unwrap_or(0), digest, is_record)))
     }
 }
 
@@ -217,37 +219,41 @@ impl Segment {
 #[derive(Debug)]
 pub(super) struct Tail {
     pub(super) end: u64,
+    /// Digest of its last frame; zeros if it has none.
     pub(super) digest: Digest,
     /// Sequence after its last record.
     pub(super) next_sequence: u64,
 }
 
 /// Finds the end of the last whole frame. Bytes after it were never acknowledged.
-pub(super) fn tail(file: &File, first_sequence: u64, start_digest: Digest) -> io::Result<Tail> {
+pub(super) fn tail(file: &File, first_sequence: u64) -> io::Result<Tail> {
     let length = file.metadata()?.len();
     let check_from = length.saturating_sub(TAIL_CHECKED_BYTES);
+    let mut found = Tail { end: 0, digest: [0; 32], next_sequence: first_sequence };
     let mut hop = Reader::new(file, 0);
-    let mut start = 0;
-    while start < check_from {
-        match hop.skip()? {
-            Some(end) => start = end,
-            None => break,
-        }
+    while found.end < check_from {
+        let Some((end, digest, is_record)) = hop.skip()? else { break };
+        found = Tail { end, digest, next_sequence: found.next_sequence + u64::from(is_record) };
     }
-    // Sequences before `start` are not counted here; the first record read tells its own.
-    let mut found = Tail { end: start, digest: start_digest, next_sequence: first_sequence };
-    let mut reader = Reader::new(file, start);
-    let mut previous: Option<Digest> = (start == 0).then_some(start_digest);
+    // What was passed over was not verified, so the first frame after it is taken at its word; and the first of a
+    // segment continues the segment before, which may be gone.
+    let mut previous: Option<Digest> = None;
+    let mut expected = (found.end == 0).then_some(first_sequence);
+    let mut reader = Reader::new(file, found.end);
     while let Some(read) = reader.next()? {
         if previous.is_some_and(|p| p != read.previous) {
             break;
         }
+        if let Frame::Record(record) = &read.frame {
+            if expected.is_some_and(|e| e != record.sequence) {
+                break;
+            }
+            found.next_sequence = record.sequence.saturating_add(1);
+            expected = Some(found.next_sequence);
+        }
         previous = Some(read.digest);
         found.end = read.end;
         found.digest = read.digest;
-        if let Frame::Record(record) = &read.frame {
-            found.next_sequence = record.sequence + 1;
-        }
     }
     Ok(found)
 }

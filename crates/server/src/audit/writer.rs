@@ -10,7 +10,7 @@ use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::Record;
 use tokio::sync::{mpsc, oneshot};
 
-use super::segment::{Digest, Frame, Segment, append, tail};
+use super::segment::{Digest, Frame, Segment, Tail, append, tail};
 use super::{JournalError, Settings, index};
 
 /// Records in one group, after which the rest waits for the next sync.
@@ -37,6 +37,8 @@ struct Writer {
     segment: Segment,
     file: File,
     length: u64,
+    /// A failed write could not be cut off: nothing may follow it.
+    torn: bool,
     digest: Digest,
     next_sequence: u64,
     signed: Vec<(u64, u64)>,
@@ -49,26 +51,29 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
     let failed = |e: &io::Error| failure(&settings.directory, e);
     std::fs::create_dir_all(&settings.directory).map_err(|e| failed(&e))?;
     let segments = Segment::list(&settings.directory).map_err(|e| failed(&e))?;
-    let (segment, fresh) = match segments.last() {
-        Some(last) => (last.clone(), false),
-        None => (Segment::new(&settings.directory, 1), true),
-    };
+    let segment = segments.last().cloned().unwrap_or_else(|| Segment::new(&settings.directory, 1));
     let file = open(&segment.path).map_err(|e| failed(&e))?;
-    let found = tail(&file, segment.first_sequence, [0; 32]).map_err(|e| failed(&e))?;
+    let mut found = tail(&file, segment.first_sequence).map_err(|e| failed(&e))?;
+    if found.end == 0
+        && let Some(former) = former(&segments).map_err(|e| failed(&e))?
+    {
+        found.digest = former.digest;
+        found.next_sequence = found.next_sequence.max(former.next_sequence);
+    }
     let length = file.metadata().map_err(|e| failed(&e))?.len();
     if length > found.end {
         tracing::warn!(path = %segment.path.display(), bytes = length - found.end, "Cut off the unfinished end of the issuance journal");
         file.set_len(found.end).and_then(|()| file.sync_all()).map_err(|e| failed(&e))?;
     }
-    if fresh {
-        sync_directory(&settings.directory).map_err(|e| failed(&e))?;
-    }
-    let unsealed: Vec<Segment> = segments.iter().rev().skip(1).filter(|s| !s.index_path().exists()).cloned().collect();
+    // Also when the segment was there: who made it may have ended before this.
+    sync_directory(&settings.directory).map_err(|e| failed(&e))?;
+    let unsealed: Vec<Segment> = segments.iter().rev().skip(1).filter(|s| index::Index::open(s).is_err()).cloned().collect();
     let writer = Writer {
         clock,
         segment,
         file,
         length: found.end,
+        torn: false,
         digest: found.digest,
         next_sequence: found.next_sequence,
         signed: Vec::new(),
@@ -86,6 +91,17 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
         })
         .map(|_| ())
         .map_err(|e| JournalError::Failed { path: "the writer's thread".to_owned(), reason: e.to_string() })
+}
+
+/// Where the chain ended before the newest segment, which has no frame yet.
+fn former(segments: &[Segment]) -> io::Result<Option<Tail>> {
+    for segment in segments.iter().rev().skip(1) {
+        let found = tail(&File::open(&segment.path)?, segment.first_sequence)?;
+        if found.end > 0 {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 impl Writer {
@@ -138,11 +154,12 @@ impl Writer {
         if bytes.is_empty() {
             return;
         }
-        digest = self.take_outcomes(&mut bytes, digest);
+        digest = self.append_outcomes(&mut bytes, digest);
         match self.write(&bytes, !replies.is_empty()) {
             Ok(()) => {
                 self.digest = digest;
                 self.next_sequence = sequence;
+                self.forget_outcomes();
                 for (reply, start) in replies {
                     let _ = reply.send(Ok(start));
                 }
@@ -169,25 +186,34 @@ impl Writer {
         self.refusals.1 <= REFUSALS_PER_SECOND_MAX
     }
 
-    fn take_outcomes(&mut self, bytes: &mut Vec<u8>, digest: Digest) -> Digest {
+    /// Adds the outcomes that wait. They wait on until the write has succeeded.
+    fn append_outcomes(&self, bytes: &mut Vec<u8>, digest: Digest) -> Digest {
         if self.signed.is_empty() && self.failed.is_empty() {
             return digest;
         }
-        let frame = Frame::Outcomes { signed: std::mem::take(&mut self.signed), failed: std::mem::take(&mut self.failed) };
-        append(bytes, &digest, &frame)
+        append(bytes, &digest, &Frame::Outcomes { signed: self.signed.clone(), failed: self.failed.clone() })
+    }
+
+    fn forget_outcomes(&mut self) {
+        self.signed.clear();
+        self.failed.clear();
     }
 
     /// Writes one piece at the end, and syncs it if somebody waits for it. On failure nothing of it stays.
     fn write(&mut self, bytes: &[u8], sync: bool) -> Result<(), JournalError> {
         // INVARIANT: `sync_data` before any answer; `a_record_is_on_disk_before_it_is_acknowledged` holds it.
-        let written = self.file.write_all(bytes).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        let whole = if self.torn { self.file.set_len(self.length) } else { Ok(()) };
+        let written = whole.and_then(|()| self.file.write_all(bytes)).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         match written {
             Ok(()) => {
+                self.torn = false;
                 self.length += u64::try_from(bytes.len()).unwrap_or(0);
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = self.file.set_len(self.length) {
+                let cut = self.file.set_len(self.length);
+                self.torn = cut.is_err();
+                if let Err(error) = cut {
                     tracing::error!(%error, "BUG: cannot cut off a failed write of the issuance journal");
                 }
                 Err(failure(&self.segment.path, &error))
@@ -197,12 +223,15 @@ impl Writer {
 
     fn idle(&mut self) {
         let mut bytes = Vec::new();
-        let digest = self.take_outcomes(&mut bytes, self.digest);
+        let digest = self.append_outcomes(&mut bytes, self.digest);
         if bytes.is_empty() {
             return;
         }
         match self.write(&bytes, false) {
-            Ok(()) => self.digest = digest,
+            Ok(()) => {
+                self.digest = digest;
+                self.forget_outcomes();
+            }
             Err(error) => tracing::warn!(%error, "Outcomes of issuance were not written down"),
         }
     }
@@ -210,7 +239,9 @@ impl Writer {
     /// Seals the segment and begins the next.
     fn roll(&mut self) {
         let next = Segment::new(&self.settings.directory, self.next_sequence);
-        let opened = open(&next.path).and_then(|file| sync_directory(&self.settings.directory).map(|()| file));
+        // What nobody waited for is synced now, or a crash could leave a gap before the next segment.
+        let opened = self.file.sync_data().and_then(|()| open(&next.path));
+        let opened = opened.and_then(|file| sync_directory(&self.settings.directory).map(|()| file));
         match opened {
             Ok(file) => {
                 let sealed = std::mem::replace(&mut self.segment, next);

@@ -6,7 +6,7 @@
 pub(crate) mod allowed;
 pub(crate) mod caller;
 pub(crate) mod gate;
-pub(crate) mod table;
+pub mod table;
 
 pub use allowed::Allowed;
 pub use caller::{Caller, Kind};

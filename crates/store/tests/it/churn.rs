@@ -53,23 +53,45 @@ async fn ten_thousand_comings_and_goings_leave_the_snapshot_as_it_was() {
     assert_eq!((rows("entry"), rows("node")), (2, 1));
 }
 
-/// Whether or not requests wait: who asks again at once is often faster than the writer's look at its queue.
 #[tokio::test]
 async fn the_write_ahead_log_is_folded_in_again_and_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.db");
     let store = open(&path);
     let mut longest = 0;
-    let requests = (0..100_u8).map(|n| {
-        let other_each_time = char::from(b'A' + n % 26).to_string().repeat(1 << 20);
-        put_hint("e", &other_each_time)
-    });
-    for two in requests.collect::<Vec<_>>().chunks(2) {
-        let (first, second) = tokio::join!(write(&store, [two[0].clone()]), write(&store, [two[1].clone()]));
-        first.and(second).unwrap();
+    for n in 0..40 {
+        write(&store, [big(n)]).await.unwrap();
         longest = longest.max(std::fs::metadata(directory.path().join("store.db-wal")).unwrap().len());
     }
     assert!((8 << 20..80 << 20).contains(&longest), "{longest} bytes");
+}
+
+/// An entry of 1 MiB that differs from the one before.
+fn big(n: u8) -> Change {
+    put_hint("e", &char::from(b'A' + n % 26).to_string().repeat(1 << 20))
+}
+
+/// Requests too large to be merged wait in the queue until the last, so that the writer is never idle.
+#[tokio::test]
+async fn the_write_ahead_log_is_folded_in_even_while_requests_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.db");
+    let store = open(&path);
+    let requests: Vec<_> = (0..14)
+        .map(|request| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let large = (0..10).map(|n| put_hint(&format!("e{n}"), &char::from(b'A' + request).to_string().repeat(1 << 20)));
+                let many = std::iter::repeat_n(Change::EntryDelete("none".into()), 4096);
+                write(&store, large.chain(many)).await
+            })
+        })
+        .collect();
+    for request in requests {
+        request.await.unwrap().unwrap();
+    }
+    let longest = std::fs::metadata(directory.path().join("store.db-wal")).unwrap().len();
+    assert!((60 << 20..90 << 20).contains(&longest), "{longest} bytes");
 }
 
 /// A store whose log has this many records of one change each, written at this time.
@@ -89,7 +111,8 @@ async fn old_log(disk: &PowerLoss, records: i64, at: Timestamp) {
 async fn the_log_is_trimmed_while_requests_keep_coming() {
     const KEPT: i64 = 100_000;
     const HOUR: Duration = Duration::from_secs(3600);
-    for (age, first_left) in [(25, 203), (23, 1)] {
+    // The newest that stay are counted from the request before or behind which the trim runs.
+    for (age, first_left) in [(25, 202..=203), (23, 1..=1)] {
         let disk = PowerLoss::register();
         old_log(&disk, KEPT + 200, NOW).await;
         let clock = Arc::new(AtomicI64::new(NOW.millis()));
@@ -101,10 +124,10 @@ async fn the_log_is_trimmed_while_requests_keep_coming() {
         assert_eq!(left(), 1);
         clock.store(NOW.after(age * HOUR).millis(), Ordering::SeqCst);
         write(&store, [put_hint("e", "2")]).await.unwrap();
-        // It is trimmed behind the answer and before the next request.
+        // It is trimmed behind an answer and before the next request.
         store.write(Actor::server(), |_| Ok(())).await.unwrap();
-        assert_eq!(left(), first_left, "older than a day and not among the newest");
+        assert!(first_left.contains(&left()), "{} is the oldest left after {age} h", left());
         let oldest = raw_on(&disk).query_row("SELECT MIN(first_revision) FROM txn", [], |r| r.get::<_, i64>(0)).unwrap();
-        assert_eq!(oldest, first_left);
+        assert_eq!(oldest, left(), "transactions go with their records");
     }
 }

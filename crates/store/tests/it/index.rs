@@ -191,8 +191,13 @@ async fn an_evicted_agent_is_concerned() {
         vec![put_node("a", &["x:0"]), put("alias", &server(), &id("/alias"), &["x:0"]), put("w", &id("/alias"), &id("/w"), &["u:1"])];
     write(&store, world).await.unwrap();
     assert_eq!(store.snapshot().authorized_entries(&agent("a")).len(), 1);
+    let before = store.snapshot();
     let gone = concerns_of(&store, vec![Change::NodeDelete(agent("a"))]).await;
     assert_eq!(gone, BTreeMap::from([(agent("a"), Concern::All)]));
+    let after = store.snapshot();
+    let missed = after.since(&before.cursor()).unwrap();
+    assert_eq!(after.concern_of(&agent("a"), &missed), Concern::All, "also if it was away meanwhile");
+    assert_eq!(after.concern_of(&agent("b"), &missed), only(&[]));
     assert!(store.snapshot().authorized_entries(&agent("a")).is_empty());
 }
 

@@ -1,0 +1,268 @@
+//! An agent put together, from top to bottom: files, identity, cache, line to the server, sockets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_transport::clock::{SharedClock, sleep};
+use countersign_transport::limits::{HEADER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX};
+use countersign_transport::random::SharedRandom;
+use countersign_transport::unix::SocketError;
+use countersign_transport::{observe, unix};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic::transport::Server;
+
+use crate::api::{self, Api, Context, SecurityHeaderLayer};
+use crate::attest::Attestors;
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::jwt::Jwts;
+use crate::metrics::{Metrics, Reading};
+use crate::node::{Node, NodeError, NodeSvid};
+use crate::rotate::Rotator;
+use crate::state::{Files, StateError};
+use crate::sync::{Stop, Sync};
+
+/// First wait after a failed attestation at the start; it doubles up to [`JOIN_RETRY_MAX`].
+const JOIN_RETRY_FIRST: Duration = Duration::from_millis(500);
+const JOIN_RETRY_MAX: Duration = Duration::from_secs(30);
+/// How long calls under way may take once the agent is told to stop; streams are cut.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// An agent that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its files.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its public socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Its identity.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The node was refused, and trying again will not help.
+    #[error("{reason}; {hint}")]
+    Refused {
+        /// What the server said.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// An HTTP listener.
+    #[error("{0}")]
+    Listen(String),
+    /// Another agent uses the data directory.
+    #[error("data directory `{0}` is in use by another agent; stop that one or choose another data_dir")]
+    InUse(PathBuf),
+    /// A broken invariant.
+    #[error("BUG: {0}")]
+    Bug(String),
+}
+
+/// Why a running agent ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It was banned.
+    Banned,
+    /// It must join again and cannot do so by itself; what to do.
+    MustJoinAgain(String),
+    /// Its listener failed.
+    Failed(String),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Banned => f.write_str("the agent is banned; an administrator must evict it before the node can join again"),
+            Self::MustJoinAgain(what) => f.write_str(what),
+            Self::Failed(reason) => write!(f, "the public socket failed: {reason}"),
+        }
+    }
+}
+
+/// A running agent.
+pub struct Running {
+    /// Where the Workload API is.
+    pub socket_path: PathBuf,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    ended: oneshot::Receiver<End>,
+    _lock: std::fs::File,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("socket_path", &self.socket_path).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Returns when the agent cannot go on.
+    pub async fn ended(&mut self) -> End {
+        (&mut self.ended).await.unwrap_or_else(|_| End::Failed("the agent's main task is gone".to_owned()))
+    }
+
+    /// Stops: sockets close, open streams end, what is followed is on disk already.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        let _ = tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} }).await;
+        self.tasks.shutdown().await;
+        let _ = std::fs::remove_file(&self.socket_path);
+    }
+}
+
+/// Starts an agent. With an identity on disk its sockets open at once, whether the server answers or not; without one they
+/// open when the node has joined.
+///
+/// # Errors
+/// Says what stopped the start and what to do about it.
+pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, version: &str) -> Result<Running, AgentError> {
+    tracing::info!(data_dir = %config.data_dir.display(), version, "Starting agent");
+    let files = Files::new(&config.data_dir)?;
+    let lock = lock_data_dir(config)?;
+    unix::check_path(&config.socket_path)?;
+    let node = Arc::new(Node::new(config, files.clone(), Arc::clone(&clock), Arc::clone(&random)));
+    let health = match &config.health_checks {
+        Some(h) => Some((observe::listen(&h.bind_address, h.bind_port).await.map_err(AgentError::Listen)?, h)),
+        None => None,
+    };
+    let prometheus = match &config.prometheus {
+        Some(p) => Some(observe::listen(&p.host, p.port).await.map_err(AgentError::Listen)?),
+        None => None,
+    };
+    let svid = match node.load()? {
+        Some(svid) => svid,
+        None => join(&node, &clock).await?,
+    };
+
+    let metrics = Arc::new(Metrics::default());
+    let cache = Arc::new(Cache::new(config.trust_domain.clone(), node.bundles(), config.x509_svid_cache_max_size));
+    let sync = Arc::new(Sync::new(node, Arc::clone(&cache), files, Arc::clone(&clock), Arc::clone(&random), version.to_owned()));
+    sync.restore(&svid);
+    let rotator =
+        Arc::new(Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), config.workload_key_type, Arc::clone(&metrics)));
+    rotator.want_entries(&cache.entries());
+    let jwts = Arc::new(Jwts::new(Arc::clone(&sync), Arc::clone(&clock), random, Arc::clone(&metrics), config.jwt_svid_cache_max_size));
+    let api = Api(Arc::new(Context {
+        trust_domain: config.trust_domain.clone(),
+        cache,
+        rotator: Arc::clone(&rotator),
+        jwts,
+        sync: Arc::clone(&sync),
+        attestors: Attestors(config.workload_attestors.clone()),
+        clock,
+        metrics: Arc::clone(&metrics),
+        allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
+        allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
+    }));
+
+    let listener = unix::listen(&config.socket_path, 0o755, 0o777)?;
+    let routes = api::routes(&api).map_err(|e| AgentError::Bug(e.to_string()))?;
+    let (stop, mut stopped) = watch::channel(false);
+    let (end, ended) = oneshot::channel();
+    let mut tasks = JoinSet::new();
+    if let Some((listener, settings)) = health {
+        observe::serve_health(listener, settings, "{\"agent\":{}}".to_owned(), readiness(&api));
+    }
+    if let Some(listener) = prometheus {
+        let api = api.clone();
+        observe::serve_metrics(listener, Arc::new(move || api.metrics.render(&reading(&api))));
+    }
+    tasks.spawn(Arc::clone(&rotator).run(Arc::clone(&sync)));
+    let serving = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .layer(SecurityHeaderLayer)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(unix::incoming(listener), async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+    tasks.spawn(async move {
+        let following = sync.run(rotator);
+        let reason = tokio::select! {
+            stop = following => match stop {
+                Stop::Banned => End::Banned,
+                Stop::MustJoinAgain(what) => End::MustJoinAgain(what),
+            },
+            served = serving => match served {
+                Ok(()) => return,
+                Err(error) => End::Failed(error.to_string()),
+            },
+        };
+        let _ = end.send(reason);
+    });
+    tracing::info!(address = %config.socket_path.display(), network = "unix", apis = "Workload API", "Starting agent APIs");
+    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, ended, _lock: lock })
+}
+
+/// Joins the trust domain, patiently while the server is away, but not when it refuses.
+async fn join(node: &Node, clock: &SharedClock) -> Result<Arc<NodeSvid>, AgentError> {
+    let mut retry = JOIN_RETRY_FIRST;
+    loop {
+        let error = match node.attest(None).await {
+            Ok(svid) => return Ok(svid),
+            Err(error) => error,
+        };
+        match &error {
+            NodeError::Server(status)
+                if matches!(
+                    status.code(),
+                    Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unimplemented
+                ) =>
+            {
+                return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() });
+            }
+            NodeError::Attestor(_) => return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() }),
+            NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) => return Err(error.into()),
+            NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) => {
+                tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
+                sleep(clock.as_ref(), retry).await;
+                retry = (retry * 2).min(JOIN_RETRY_MAX);
+            }
+        }
+    }
+}
+
+fn lock_data_dir(config: &Config) -> Result<std::fs::File, AgentError> {
+    let path = config.data_dir.join("agent.lock");
+    let failed = |e: std::io::Error| StateError { path: path.display().to_string(), reason: e.to_string() };
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(AgentError::InUse(config.data_dir.clone())),
+        Err(std::fs::TryLockError::Error(e)) => Err(failed(e).into()),
+    }
+}
+
+fn readiness(api: &Api) -> observe::Readiness {
+    let api = api.clone();
+    Arc::new(move || {
+        if api.is_healthy() {
+            Ok("{\"agent\":{}}".to_owned())
+        } else {
+            Err("{\"agent\":{\"make_new_x509_err\":\"the agent has no identity, or has never heard from its server\"}}".to_owned())
+        }
+    })
+}
+
+fn reading(api: &Api) -> Reading {
+    let now = api.clock.now();
+    let left = |end: countersign_identity::Timestamp| end.secs().saturating_sub(now.secs());
+    let (held_x509, first_end) = api.cache.held();
+    let mut expires_in = Vec::new();
+    expires_in.extend(api.sync.svid().map(|s| ("agent_x509_svid", left(s.expires_at))));
+    expires_in.extend(first_end.map(|end| ("first_workload_x509_svid", left(end))));
+    Reading {
+        expires_in,
+        last_contact_secs: now.secs().saturating_sub(api.sync.last_contact().secs()),
+        revision: api.cache.revision(),
+        entries: api.cache.entries().len(),
+        held_x509,
+        held_jwt: api.jwts.held(),
+        streams: api.cache.subscribers.count(),
+    }
+}

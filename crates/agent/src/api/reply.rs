@@ -1,0 +1,67 @@
+//! What workloads are answered: messages made from what the cache holds. Every message is the whole state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use countersign_identity::{Bundle, BundleSet, TrustDomain};
+use countersign_wire::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
+
+use crate::cache::Identity;
+
+/// The bundles a caller with these identities may use: the own one and those its entries federate with.
+pub(super) fn bundles_of(identities: &[Identity], all: &BundleSet, own: &TrustDomain) -> BTreeMap<String, Arc<Bundle>> {
+    let mut found = BTreeMap::new();
+    let foreign = identities.iter().flat_map(|i| &i.entry.federates_with).map(TrustDomain::name);
+    for name in std::iter::once(own.name()).chain(foreign) {
+        if let Some(bundle) = all.get(name) {
+            found.insert(format!("spiffe://{name}"), Arc::clone(bundle));
+        }
+    }
+    found
+}
+
+/// Every identity that has an SVID, with keys and bundles.
+pub(super) fn x509_svids(identities: &[Identity], all: &BundleSet, own: &TrustDomain) -> X509svidResponse {
+    let own_bundle = all.get(own.name()).map(|b| b.x509_der()).unwrap_or_default();
+    let svids = identities
+        .iter()
+        .filter_map(|i| i.svid.as_ref().map(|svid| (i, svid)))
+        .map(|(i, svid)| X509svid {
+            spiffe_id: svid.spiffe_id.as_str().to_owned(),
+            x509_svid: svid.chain.clone(),
+            x509_svid_key: svid.key.to_vec(),
+            bundle: own_bundle.clone(),
+            hint: i.entry.hint.clone(),
+        })
+        .collect();
+    let mut bundles = bundles_of(identities, all, own);
+    bundles.remove(own.id().as_str());
+    let federated_bundles = bundles.into_iter().map(|(id, bundle)| (id, bundle.x509_der())).collect();
+    X509svidResponse { svids, crl: Vec::new(), federated_bundles }
+}
+
+/// X.509 bundles as concatenated DER.
+pub(super) fn x509_bundles(bundles: &BTreeMap<String, Arc<Bundle>>) -> X509BundlesResponse {
+    let bundles: HashMap<String, Vec<u8>> = bundles.iter().map(|(id, bundle)| (id.clone(), bundle.x509_der())).collect();
+    X509BundlesResponse { crl: Vec::new(), bundles }
+}
+
+/// JWT keys as JWK Sets.
+pub(super) fn jwt_bundles(bundles: &BTreeMap<String, Arc<Bundle>>) -> JwtBundlesResponse {
+    let bundles = bundles.iter().map(|(id, bundle)| (id.clone(), bundle.to_jwt_jwks().to_string().into_bytes())).collect();
+    JwtBundlesResponse { bundles }
+}
+
+/// What of the identities a message shows, cheaply compared: a stream is told only what is new to it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(Vec<(usize, String, i64)>, Vec<usize>);
+
+impl Fingerprint {
+    pub(super) fn of(identities: &[Identity], bundles: &BTreeMap<String, Arc<Bundle>>) -> Self {
+        let address = |svid: &Arc<crate::cache::Svid>| Arc::as_ptr(svid).addr();
+        Self(
+            identities.iter().map(|i| (i.svid.as_ref().map_or(0, address), i.entry.hint.clone(), i.entry.revision_number)).collect(),
+            bundles.values().map(|b| Arc::as_ptr(b).addr()).collect(),
+        )
+    }
+}

@@ -1,0 +1,271 @@
+//! `agent.conf`: SPIRE's keys and defaults for everything that exists so far.
+//!
+//! Reading checks everything that can be checked without starting: types, values, names of plugins, files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use countersign_config::{ConfigError, Section, Spanned};
+use countersign_identity::TrustDomain;
+use countersign_identity::key::KeyType;
+use countersign_plugins::keys::{self, KeyManager};
+use countersign_plugins::node::{self, AgentHalf, join_token};
+use countersign_plugins::plugin_data;
+use countersign_plugins::workload::{self, WorkloadAttestor};
+use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
+use countersign_transport::unix;
+use zeroize::Zeroizing;
+
+const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+/// SVIDs held for workloads by default, as in SPIRE.
+const CACHE_SIZE: usize = 1000;
+
+const NOT_YET: &[(&str, &str)] = &[
+    ("admin_socket_path", "the admin API comes later; leave it out"),
+    ("authorized_delegates", "the delegated identity API comes later"),
+    ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
+    ("experimental", "changes are pushed at once, so the sync settings have nothing left to do; leave the block out"),
+    ("log_selectors", "selectors are logged at debug level meanwhile"),
+    ("profiling_enabled", "profiling comes later"),
+    ("profiling_freq", "profiling comes later"),
+    ("profiling_names", "profiling comes later"),
+    ("profiling_port", "profiling comes later"),
+    ("rebootstrap_delay", "rebootstrapping comes later"),
+    ("sds", "the Envoy SDS API comes later; leave the block out"),
+    ("trust_bundle_spiffe_workload_api", "use trust_bundle_path meanwhile"),
+    ("trust_bundle_unix_socket", "use trust_bundle_path meanwhile"),
+    ("trust_bundle_url", "use trust_bundle_path meanwhile"),
+];
+
+/// How the server is trusted at the first contact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// By a bundle in a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// A SPIFFE bundle document instead of PEM.
+        spiffe_format: bool,
+    },
+    /// Not at all but for its SPIFFE ID.
+    Insecure,
+}
+
+/// An agent's configuration, checked.
+#[derive(Clone)]
+pub struct Config {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Name or address of the server.
+    pub server_address: String,
+    /// Its port.
+    pub server_port: u16,
+    /// Where the agent keeps its files.
+    pub data_dir: PathBuf,
+    /// The socket of the Workload API.
+    pub socket_path: PathBuf,
+    /// How the server is trusted at the first contact.
+    pub bootstrap: Bootstrap,
+    /// Logging.
+    pub logging: Logging,
+    /// Listener for liveness and readiness, if wanted.
+    pub health_checks: Option<HealthChecks>,
+    /// Listener for metrics, if wanted.
+    pub prometheus: Option<Prometheus>,
+    pub(crate) key_manager: Arc<dyn KeyManager>,
+    pub(crate) node_attestor: Arc<dyn AgentHalf>,
+    pub(crate) workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    pub(crate) workload_key_type: KeyType,
+    pub(crate) allow_unauthenticated_verifiers: bool,
+    pub(crate) allowed_foreign_jwt_claims: Vec<String>,
+    pub(crate) x509_svid_cache_max_size: usize,
+    pub(crate) jwt_svid_cache_max_size: usize,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("trust_domain", &self.trust_domain).field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place and what to do.
+    pub fn load(path: &Path, expand_env: bool) -> Result<Self, ConfigError> {
+        Self::read(countersign_config::load(path, expand_env)?)
+    }
+
+    /// Reads a parsed file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read(mut top: Section) -> Result<Self, ConfigError> {
+        let plugins = top.section("plugins")?;
+        let agent = top.section("agent")?;
+        let telemetry = top.section("telemetry")?;
+        let health = top.section("health_checks")?;
+        let plugins = plugins.ok_or_else(|| top.error("plugins section must be configured").hint("add a `plugins { … }` block"))?;
+        let mut agent = agent.ok_or_else(|| top.error("agent section must be configured").hint("add an `agent { … }` block"))?;
+        top.finish()?;
+        for (key, why) in NOT_YET {
+            if let Some(found) = agent.take_any(key) {
+                return Err(found.error("is recognised but not supported yet").hint(*why));
+            }
+        }
+        let trust_domain = required(&mut agent, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
+        let server_address = required(&mut agent, "server_address")?.value;
+        let server_port = agent.port("server_port")?.ok_or_else(|| agent.missing("server_port"))?.value;
+        let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
+        let socket_path = match agent.string("socket_path")? {
+            Some(text) => {
+                text.parse(|t| unix::check_path(Path::new(t)))?;
+                PathBuf::from(text.value)
+            }
+            None => PathBuf::from(DEFAULT_SOCKET),
+        };
+        let bootstrap = bootstrap(&mut agent)?;
+        let token = join_token(&mut agent)?;
+        let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token)?;
+        let config = Self {
+            trust_domain,
+            server_address,
+            server_port,
+            data_dir,
+            socket_path,
+            bootstrap,
+            logging: Logging::read(&mut agent)?,
+            health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
+            prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
+            key_manager,
+            node_attestor,
+            workload_attestors,
+            workload_key_type: workload_key_type(&mut agent)?,
+            allow_unauthenticated_verifiers: agent.boolean("allow_unauthenticated_verifiers")?.is_some_and(|b| b.value),
+            allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims")?.into_iter().map(|s| s.value).collect(),
+            x509_svid_cache_max_size: size(&mut agent, "x509_svid_cache_max_size")?,
+            jwt_svid_cache_max_size: size(&mut agent, "jwt_svid_cache_max_size")?,
+        };
+        agent.finish()?;
+        Ok(config)
+    }
+}
+
+fn required(section: &mut Section, key: &'static str) -> Result<Spanned<String>, ConfigError> {
+    section.string(key)?.filter(|s| !s.value.is_empty()).ok_or_else(|| section.missing(key))
+}
+
+fn size(agent: &mut Section, key: &'static str) -> Result<usize, ConfigError> {
+    match agent.integer(key)? {
+        None => Ok(CACHE_SIZE),
+        Some(n) if n.value == 0 => Ok(CACHE_SIZE),
+        Some(n) => usize::try_from(n.value).map_err(|_| n.error("must not be negative")),
+    }
+}
+
+fn workload_key_type(agent: &mut Section) -> Result<KeyType, ConfigError> {
+    let Some(text) = agent.string("workload_x509_svid_key_type")? else { return Ok(KeyType::EcP256) };
+    match KeyType::parse(&text.value) {
+        Some(kind) if kind != KeyType::Rsa4096 => Ok(kind),
+        _ => Err(text.error(format!("`{}` is not a key type for workloads, expected ec-p256, ec-p384 or rsa-2048", text.value))),
+    }
+}
+
+fn bootstrap(agent: &mut Section) -> Result<Bootstrap, ConfigError> {
+    let spiffe_format = match agent.string("trust_bundle_format")? {
+        None => false,
+        Some(text) => match text.value.as_str() {
+            "pem" => false,
+            "spiffe" => true,
+            _ => return Err(text.error("expected pem or spiffe")),
+        },
+    };
+    let insecure = agent.boolean("insecure_bootstrap")?.is_some_and(|b| b.value);
+    if let Some(mode) = agent.string("rebootstrap_mode")?
+        && mode.value != "never"
+    {
+        return Err(mode.error("only `never` is supported yet").hint("rebootstrapping comes later"));
+    }
+    match (agent.string("trust_bundle_path")?, insecure) {
+        (Some(path), true) => Err(path.error("trust_bundle_path and insecure_bootstrap exclude each other").hint("keep trust_bundle_path")),
+        (Some(path), false) => Ok(Bootstrap::File { path: PathBuf::from(path.value), spiffe_format }),
+        (None, true) => Ok(Bootstrap::Insecure),
+        (None, false) => Err(agent
+            .error("there is no way to trust the server at the first contact")
+            .hint("write the server's bundle to a file with `countersign bundle show` and set trust_bundle_path to it")),
+    }
+}
+
+/// The join token, from the file or, less safely, from the configuration itself.
+fn join_token(agent: &mut Section) -> Result<Option<Zeroizing<String>>, ConfigError> {
+    let token = agent.string("join_token")?;
+    let file = agent.string("join_token_file")?;
+    match (token, file) {
+        (Some(token), Some(_)) => Err(token.error("join_token and join_token_file exclude each other")),
+        (Some(token), None) => {
+            token.parse(|t| join_token::check(t))?;
+            Ok(Some(Zeroizing::new(token.value)))
+        }
+        (None, Some(file)) => {
+            let text = file.parse(|path| {
+                std::fs::read_to_string(path).map(Zeroizing::new).map_err(|e| format!("the file `{path}` cannot be read: {e}"))
+            })?;
+            let token = Zeroizing::new(text.trim().to_owned());
+            if token.is_empty() {
+                return Err(file.error(format!("the file `{}` is empty", file.value)));
+            }
+            file.parse(|_| join_token::check(&token))?;
+            Ok(Some(token))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+type Plugins = (Arc<dyn KeyManager>, Arc<dyn AgentHalf>, Vec<Arc<dyn WorkloadAttestor>>);
+
+fn read_plugins(mut plugins: Section, token: Option<Zeroizing<String>>) -> Result<Plugins, ConfigError> {
+    let key_managers: [(String, Section); 1] = plugins.labelled("KeyManager")?.try_into().map_err(|found: Vec<_>| {
+        plugins
+            .error(format!("plugin type \"KeyManager\" constraint not satisfied: expected exactly 1 but got {}", found.len()))
+            .hint("add `KeyManager \"memory\" { plugin_data {} }`, each block on lines of its own")
+    })?;
+    let [(name, block)] = key_managers;
+    let (block, data) = plugin_data(block)?;
+    let key_manager = keys::build(&name, &block, data)?;
+
+    let attestors: [(String, Section); 1] = plugins.labelled("NodeAttestor")?.try_into().map_err(|found: Vec<_>| {
+        plugins
+            .error(format!("plugin type \"NodeAttestor\" constraint not satisfied: expected exactly 1 but got {}", found.len()))
+            .hint("add `NodeAttestor \"join_token\" { plugin_data {} }`, each block on lines of its own")
+    })?;
+    let [(name, block)] = attestors;
+    let (block, data) = plugin_data(block)?;
+    let node_attestor: Arc<dyn AgentHalf> = match name.as_str() {
+        join_token::NAME => {
+            data.finish()?;
+            // Without a token the agent may still go on with the SVID it has.
+            Arc::new(join_token::Agent::new(token.unwrap_or_default()))
+        }
+        _ => return Err(node::unknown(&name, &block)),
+    };
+
+    let mut workload_attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
+    for (name, block) in plugins.labelled("WorkloadAttestor")? {
+        let (block, data) = plugin_data(block)?;
+        if workload_attestors.iter().any(|a| a.name() == name) {
+            return Err(block.error(format!("plugin \"WorkloadAttestor\"/{name:?} declared more than once")));
+        }
+        workload_attestors.push(workload::build(&name, &block, data)?);
+    }
+    if workload_attestors.is_empty() {
+        return Err(plugins
+            .error("plugin type \"WorkloadAttestor\" constraint not satisfied: expected at least 1 but got 0")
+            .hint("add `WorkloadAttestor \"unix\" { plugin_data {} }`, each block on lines of its own"));
+    }
+    if let Some((name, block)) = plugins.labelled("SVIDStore")?.into_iter().next() {
+        return Err(block.error(format!("plugin \"SVIDStore\"/{name:?} is recognised but not supported yet")).hint("leave the block out"));
+    }
+    plugins.finish()?;
+    Ok((key_manager, node_attestor, workload_attestors))
+}

@@ -1,0 +1,165 @@
+//! JWT-SVIDs of workloads: kept by entry and audiences, fetched once however many ask, renewed behind the caller's back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_identity::rotation::renew_at;
+use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_transport::clock::SharedClock;
+use countersign_transport::random::SharedRandom;
+use tonic::Status;
+
+use crate::metrics::Metrics;
+use crate::sync::Sync;
+
+/// What a token is kept under: the order of audiences does not matter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    entry_id: String,
+    audience: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    token: Arc<str>,
+    spiffe_id: countersign_identity::SpiffeId,
+    ttl: Option<std::time::Duration>,
+    expires_at: Timestamp,
+    renew_at: Timestamp,
+    used: u64,
+}
+
+#[derive(Default)]
+struct Tokens {
+    kept: HashMap<Key, Kept>,
+    /// Requests under way; who comes second waits for the first.
+    fetching: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
+    clock: u64,
+}
+
+/// The tokens of all workloads.
+pub(crate) struct Jwts {
+    sync: Arc<Sync>,
+    clock: SharedClock,
+    random: SharedRandom,
+    metrics: Arc<Metrics>,
+    tokens: Mutex<Tokens>,
+    max: usize,
+}
+
+impl Jwts {
+    pub(crate) fn new(sync: Arc<Sync>, clock: SharedClock, random: SharedRandom, metrics: Arc<Metrics>, max: usize) -> Self {
+        Self { sync, clock, random, metrics, tokens: Mutex::default(), max }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Tokens> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many tokens are kept.
+    pub(crate) fn held(&self) -> usize {
+        self.lock().kept.len()
+    }
+
+    /// A token of this entry for these audiences. One that has not ended is given at once; past half of its life it is
+    /// renewed meanwhile.
+    pub(crate) async fn fetch(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        audience: &[String],
+        facts: &Arc<[Selector]>,
+    ) -> Result<Arc<str>, Status> {
+        // A token with a `jti` is for one use.
+        if entry.additional_attributes.jwt_svid_include_jti {
+            return self.issue(entry, audience, facts).await.map(|kept| kept.token);
+        }
+        let mut sorted = audience.to_vec();
+        sorted.sort_unstable();
+        let key = Key { entry_id: entry.id.clone(), audience: sorted };
+        let now = self.clock.now();
+        if let Some(kept) = self.find(&key, entry, now) {
+            if kept.renew_at <= now {
+                self.renew_behind(key, entry, audience, facts);
+            }
+            return Ok(kept.token);
+        }
+        let turn = Arc::clone(self.lock().fetching.entry(key.clone()).or_default());
+        let alone = turn.lock().await;
+        // Whoever was first may have brought it.
+        if let Some(kept) = self.find(&key, entry, self.clock.now()) {
+            return Ok(kept.token);
+        }
+        let issued = self.issue(entry, audience, facts).await;
+        let mut tokens = self.lock();
+        tokens.fetching.remove(&key);
+        drop(alone);
+        let kept = issued?;
+        let token = Arc::clone(&kept.token);
+        tokens.keep(key, kept, self.max);
+        Ok(token)
+    }
+
+    fn find(&self, key: &Key, entry: &Entry, now: Timestamp) -> Option<Kept> {
+        let mut tokens = self.lock();
+        tokens.clock += 1;
+        let used = tokens.clock;
+        let kept = tokens.kept.get_mut(key)?;
+        if kept.expires_at <= now || kept.spiffe_id != entry.spiffe_id || kept.ttl != entry.jwt_svid_ttl {
+            return None;
+        }
+        kept.used = used;
+        Some(kept.clone())
+    }
+
+    fn renew_behind(self: &Arc<Self>, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) {
+        let turn = Arc::clone(self.lock().fetching.entry(key.clone()).or_default());
+        let (jwts, entry, audience, facts) = (Arc::clone(self), Arc::clone(entry), audience.to_vec(), Arc::clone(facts));
+        tokio::spawn(async move {
+            let Ok(alone) = turn.try_lock() else { return };
+            let issued = jwts.issue(&entry, &audience, &facts).await;
+            let mut tokens = jwts.lock();
+            tokens.fetching.remove(&key);
+            drop(alone);
+            if let Ok(kept) = issued {
+                tokens.keep(key, kept, jwts.max);
+            }
+        });
+    }
+
+    async fn issue(&self, entry: &Entry, audience: &[String], facts: &[Selector]) -> Result<Kept, Status> {
+        match self.sync.issue_jwt(entry, audience.to_vec(), facts).await {
+            Ok((token, issued_at, expires_at)) => {
+                self.metrics.issued("jwt");
+                tracing::debug!(method = "FetchJWTSVID", spiffe_id = %entry.spiffe_id, "Fetched JWT SVID");
+                Ok(Kept {
+                    token: token.into(),
+                    spiffe_id: entry.spiffe_id.clone(),
+                    ttl: entry.jwt_svid_ttl,
+                    expires_at,
+                    renew_at: renew_at(issued_at, expires_at, self.random.fraction()),
+                    used: 0,
+                })
+            }
+            Err(status) => {
+                self.metrics.failed("jwt");
+                tracing::warn!(spiffe_id = %entry.spiffe_id, error = status.message(), "Could not fetch JWT-SVID");
+                Err(status)
+            }
+        }
+    }
+}
+
+impl Tokens {
+    /// Keeps a token; beyond the limit the one goes that was used longest ago.
+    fn keep(&mut self, key: Key, kept: Kept, max: usize) {
+        if self.kept.len() >= max && !self.kept.contains_key(&key) {
+            let oldest = self.kept.iter().min_by_key(|(_, k)| k.used).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                self.kept.remove(&oldest);
+            }
+        }
+        self.clock += 1;
+        let used = self.clock;
+        self.kept.insert(key, Kept { used, ..kept });
+    }
+}

@@ -1,0 +1,307 @@
+//! The agent's own identity: attested once, renewed at half of its life, kept on disk before it is used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_identity::key::KeyType;
+use countersign_identity::rotation::renew_at;
+use countersign_identity::x509::Certificate;
+use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
+use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
+use countersign_plugins::node::{AgentHalf, AttestError};
+use countersign_transport::client;
+use countersign_transport::client::ConnectError;
+use countersign_transport::clock::SharedClock;
+use countersign_transport::random::SharedRandom;
+use countersign_transport::tls::{self, SharedBundles};
+use countersign_wire::agent::agent_client::AgentClient;
+use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
+use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::{bundle, bundle_api, types};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::config::{Bootstrap, Config};
+use crate::state::{AgentData, Files, StateError};
+
+/// The two places of the agent's key; a new key always goes into the other one.
+const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
+/// How long the server may take for a call about the agent's own identity.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The agent has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The server cannot be reached, or is not trusted.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server refused or failed.
+    #[error("failed to receive attestation response: {}", .0.message())]
+    Server(Box<Status>),
+    /// The node cannot prove itself.
+    #[error(transparent)]
+    Attestor(#[from] AttestError),
+    /// The key manager.
+    #[error(transparent)]
+    Keys(#[from] KeyManagerError),
+    /// The files.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The trust bundle the first contact is verified with.
+    #[error("cannot use the trust bundle: {0}")]
+    Bootstrap(String),
+    /// The server answered nonsense.
+    #[error("the server's answer is not usable: {0}")]
+    Answer(String),
+}
+
+impl NodeError {
+    pub(crate) fn server(status: Status) -> Self {
+        Self::Server(Box::new(status))
+    }
+}
+
+/// The agent's SVID with its key.
+#[derive(Debug)]
+pub(crate) struct NodeSvid {
+    pub(crate) id: SpiffeId,
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) pair: Arc<KeyPair>,
+    pub(crate) serial_number: String,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) renew_at: Timestamp,
+    pub(crate) reattestable: bool,
+    slot: usize,
+}
+
+/// The agent's own identity and what it needs to get one.
+pub(crate) struct Node {
+    trust_domain: TrustDomain,
+    server: (String, u16),
+    bootstrap: Bootstrap,
+    attestor: Arc<dyn AgentHalf>,
+    keys: Arc<dyn KeyManager>,
+    files: Files,
+    clock: SharedClock,
+    random: SharedRandom,
+    /// The bundle the server is verified with: cached, or from the bootstrap source.
+    bundles: SharedBundles,
+}
+
+impl Node {
+    pub(crate) fn new(config: &Config, files: Files, clock: SharedClock, random: SharedRandom) -> Self {
+        Self {
+            trust_domain: config.trust_domain.clone(),
+            server: (config.server_address.clone(), config.server_port),
+            bootstrap: config.bootstrap.clone(),
+            attestor: Arc::clone(&config.node_attestor),
+            keys: Arc::clone(&config.key_manager),
+            files,
+            clock,
+            random,
+            bundles: Arc::new(ArcSwap::default()),
+        }
+    }
+
+    /// The bundle the server is verified with, for the rest of the agent to keep new.
+    pub(crate) fn bundles(&self) -> SharedBundles {
+        Arc::clone(&self.bundles)
+    }
+
+    /// Reads what is on disk: the SVID, if it is whole, has its key, and has not ended.
+    pub(crate) fn load(&self) -> Result<Option<Arc<NodeSvid>>, NodeError> {
+        let data = self.files.agent_data()?;
+        let mut cached = Bundle::empty(self.trust_domain.clone());
+        for der in &data.bundle {
+            if let Ok(certificate) = Certificate::parse(der) {
+                let _ = cached.add_x509_authority(certificate, false);
+            }
+        }
+        if cached.x509_authorities().is_empty() {
+            tracing::info!("Bundle is not found");
+        } else {
+            tracing::info!("Bundle loaded");
+            self.bundles.store(Arc::new(BundleSet::from_iter([Arc::new(cached)])));
+        }
+        let svid = self.find(data);
+        match &svid {
+            Some(svid) => tracing::info!(spiffe_id = %svid.id, expires_at = %svid.expires_at, "SVID loaded"),
+            None => tracing::info!("SVID is not found. Starting node attestation"),
+        }
+        Ok(svid)
+    }
+
+    fn find(&self, data: AgentData) -> Option<Arc<NodeSvid>> {
+        let leaf = Certificate::parse(data.svid.first()?).ok()?;
+        if leaf.not_after <= self.clock.now() {
+            tracing::info!(expired_at = %leaf.not_after, "The SVID on disk has ended");
+            return None;
+        }
+        let slot = SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))?;
+        let pair = self.keys.pair(SLOTS.get(slot)?)?;
+        self.svid(data.svid, pair, data.reattestable, slot).ok().map(Arc::new)
+    }
+
+    fn svid(&self, chain: Vec<Vec<u8>>, pair: Arc<KeyPair>, reattestable: bool, slot: usize) -> Result<NodeSvid, NodeError> {
+        let refuse = |what: &str| NodeError::Answer(format!("the agent's SVID {what}"));
+        let leaf = chain.first().and_then(|der| Certificate::parse(der).ok()).ok_or_else(|| refuse("does not parse"))?;
+        let id = leaf
+            .spiffe_id()
+            .filter(|id| id.is_agent() && id.is_member_of(&self.trust_domain))
+            .ok_or_else(|| refuse("names no agent of this trust domain"))?;
+        if leaf.public_key != *pair.public_key() {
+            return Err(refuse("is for another key"));
+        }
+        let renew_at = renew_at(leaf.not_before, leaf.not_after, self.random.fraction());
+        Ok(NodeSvid { id, serial_number: leaf.serial_decimal(), expires_at: leaf.not_after, chain, pair, renew_at, reattestable, slot })
+    }
+
+    /// Proves the node to the server and keeps what it gets, before anybody uses it.
+    pub(crate) async fn attest(&self, held: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
+        let channel = self.connect(None).await?;
+        let (slot, pair) = self.new_key(held).await?;
+        let csr = pair.request(None, &[])?;
+        let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };
+        let params = attest_agent_request::Params { data: Some(data), params: Some(agent::AgentX509svidParams { csr }) };
+        let result = self.converse(channel.clone(), params).await?;
+        let chain = result.svid.map(|s| s.cert_chain).unwrap_or_default();
+        let svid = Arc::new(self.svid(chain, pair, result.reattestable, slot)?);
+        // On disk before anything else: a one-time token has been spent for it.
+        self.keep(&svid)?;
+        tracing::info!(spiffe_id = %svid.id, reattestable = svid.reattestable, expires_at = %svid.expires_at, "Node attestation was successful");
+        self.fetch_bundle(channel).await?;
+        self.keep(&svid)?;
+        Ok(svid)
+    }
+
+    /// Gets a new SVID for a new key while the present one still counts.
+    pub(crate) async fn renew(&self, held: &NodeSvid) -> Result<Arc<NodeSvid>, NodeError> {
+        if held.reattestable {
+            return self.attest(Some(held)).await;
+        }
+        let channel = self.connect(Some(held)).await?;
+        let (slot, pair) = self.new_key(Some(held)).await?;
+        let csr = pair.request(None, &[])?;
+        let mut request = tonic::Request::new(agent::RenewAgentRequest { params: Some(agent::AgentX509svidParams { csr }) });
+        request.set_timeout(CALL_TIMEOUT);
+        let answer = AgentClient::new(channel).renew_agent(request).await.map_err(NodeError::server)?.into_inner();
+        let chain = answer.svid.map(|s| s.cert_chain).unwrap_or_default();
+        let svid = Arc::new(self.svid(chain, pair, false, slot)?);
+        self.keep(&svid)?;
+        tracing::info!(spiffe_id = %svid.id, expires_at = %svid.expires_at, "Successfully rotated agent SVID");
+        Ok(svid)
+    }
+
+    async fn new_key(&self, held: Option<&NodeSvid>) -> Result<(usize, Arc<KeyPair>), NodeError> {
+        let slot = held.map_or(0, |h| 1 - h.slot.min(1));
+        let name = SLOTS.get(slot).copied().unwrap_or("agent-svid-A");
+        self.keys.generate(name, KeyType::EcP256).await?;
+        let pair = self.keys.pair(name).ok_or_else(|| KeyManagerError::Missing(name.to_owned()))?;
+        Ok((slot, pair))
+    }
+
+    async fn converse(&self, channel: Channel, params: attest_agent_request::Params) -> Result<attest_agent_response::Result, NodeError> {
+        let (out, requests) = mpsc::channel(1);
+        let step = |step| agent::AttestAgentRequest { step: Some(step) };
+        let gone = || NodeError::Answer("the server ended the attestation early".to_owned());
+        out.send(step(attest_agent_request::Step::Params(params))).await.map_err(|_| gone())?;
+        let mut client = AgentClient::new(channel);
+        let call = client.attest_agent(ReceiverStream::new(requests));
+        let mut answers = timeout(call).await?.map_err(NodeError::server)?.into_inner();
+        loop {
+            let answer = timeout(answers.message()).await?.map_err(NodeError::server)?.ok_or_else(gone)?;
+            match answer.step {
+                Some(attest_agent_response::Step::Result(result)) => return Ok(result),
+                Some(attest_agent_response::Step::Challenge(challenge)) => {
+                    let response = self.attestor.answer(&challenge).await?;
+                    out.send(step(attest_agent_request::Step::ChallengeResponse(response))).await.map_err(|_| gone())?;
+                }
+                None => return Err(gone()),
+            }
+        }
+    }
+
+    async fn fetch_bundle(&self, channel: Channel) -> Result<(), NodeError> {
+        let mut request = tonic::Request::new(bundle_api::GetBundleRequest { output_mask: None });
+        request.set_timeout(CALL_TIMEOUT);
+        let answer = BundleClient::new(channel).get_bundle(request).await.map_err(NodeError::server)?.into_inner();
+        let own = bundle::from_wire(&answer).map_err(|e| NodeError::Answer(e.to_string()))?;
+        if *own.trust_domain() != self.trust_domain {
+            return Err(NodeError::Answer(format!("its bundle is of trust domain `{}`", own.trust_domain())));
+        }
+        self.bundles.store(Arc::new(BundleSet::from_iter([Arc::new(own)])));
+        Ok(())
+    }
+
+    /// Writes the SVID and the bundle to disk.
+    pub(crate) fn keep(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+        let mut data = self.files.agent_data().unwrap_or_default();
+        data.svid.clone_from(&svid.chain);
+        data.reattestable = svid.reattestable;
+        if let Some(own) = self.bundles.load().get(self.trust_domain.name()) {
+            data.bundle = own.x509_authorities().iter().map(|a| a.certificate.der().to_vec()).collect();
+        }
+        Ok(self.files.agent_data_put(&data)?)
+    }
+
+    /// Forgets the SVID: it counts no longer, and must not be tried again at the next start.
+    pub(crate) fn forget(&self) -> Result<(), NodeError> {
+        let mut data = self.files.agent_data().unwrap_or_default();
+        data.svid.clear();
+        Ok(self.files.agent_data_put(&data)?)
+    }
+
+    /// Connects to the server, with an SVID or without one.
+    pub(crate) async fn connect(&self, svid: Option<&NodeSvid>) -> Result<Channel, NodeError> {
+        let server_id = self.trust_domain.server_id();
+        let admit: tls::Admit = Arc::new(move |id| *id == server_id);
+        let known = self.bundles.load().get(self.trust_domain.name()).is_some();
+        let config = match (&self.bootstrap, known) {
+            (Bootstrap::Insecure, false) => tls::insecure_client_config(admit),
+            (source, known) => {
+                if let (false, Bootstrap::File { path, spiffe_format }) = (known, source) {
+                    self.bundles.store(Arc::new(BundleSet::from_iter([Arc::new(self.read_bundle(path, *spiffe_format)?)])));
+                }
+                let identity =
+                    svid.map(|s| tls::identity(&s.chain, s.pair.pkcs8())).transpose().map_err(|e| NodeError::Answer(e.to_string()))?;
+                tls::client_config(identity, Arc::clone(&self.bundles), admit, Arc::clone(&self.clock))
+            }
+        };
+        let config = config.map_err(|e| NodeError::Answer(e.to_string()))?;
+        Ok(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?)
+    }
+
+    fn read_bundle(&self, path: &std::path::Path, spiffe_format: bool) -> Result<Bundle, NodeError> {
+        let failed = |e: String| NodeError::Bootstrap(format!("`{}`: {e}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+        let read = if spiffe_format {
+            Bundle::from_jwks(self.trust_domain.clone(), &bytes)
+        } else {
+            let text = String::from_utf8(bytes).map_err(|_| failed("it is not text".to_owned()))?;
+            Bundle::from_pem(self.trust_domain.clone(), &text)
+        };
+        let read = read.map_err(|e| failed(e.to_string()))?;
+        if read.x509_authorities().is_empty() {
+            return Err(failed("no certificates found in trust bundle".to_owned()));
+        }
+        Ok(read)
+    }
+
+    /// The command that gives a new token, for an agent that cannot attest again by itself.
+    pub(crate) fn how_to_join(&self) -> String {
+        match self.attestor.name() {
+            "join_token" => {
+                "get a new token with `countersign token generate` on the server, put it into join_token_file, and start the agent again"
+                    .to_owned()
+            }
+            name => format!("check the configuration of node attestor `{name}` and start the agent again"),
+        }
+    }
+}
+
+async fn timeout<T>(call: impl Future<Output = T>) -> Result<T, NodeError> {
+    tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| NodeError::Answer("the server took too long".to_owned()))
+}

@@ -1,0 +1,241 @@
+//! When which SVID of a workload is fetched or renewed: a heap of due times, no scan.
+//!
+//! What a workload waits for comes first; what nobody waits for comes with jitter and a cap. Each credential draws its
+//! jitter once.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_identity::key::KeyType;
+use countersign_identity::rotation::renew_at;
+use countersign_identity::x509::Certificate;
+use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_plugins::keys::KeyPair;
+use countersign_transport::clock::SharedClock;
+use countersign_transport::random::SharedRandom;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::cache::{Cache, Identity, Svid};
+use crate::metrics::Metrics;
+use crate::sync::Sync;
+
+/// Requests under way at once.
+const REQUESTS_MAX: usize = 32;
+/// SVIDs nobody waits for are fetched within this time, so that a new entry for a fleet is not fetched by all at once.
+const PREFETCH_SPREAD: Duration = Duration::from_secs(3);
+/// First wait after a failure; it doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+struct Plan {
+    /// Due times; an item is stale if `due` says otherwise by now.
+    heap: BinaryHeap<Reverse<(Timestamp, Arc<str>)>>,
+    due: HashMap<Arc<str>, Planned>,
+}
+
+#[derive(Debug, Clone)]
+struct Planned {
+    at: Timestamp,
+    attempts: u32,
+    in_flight: bool,
+    facts: Arc<[Selector]>,
+}
+
+impl Plan {
+    fn set(&mut self, id: &Arc<str>, at: Timestamp, attempts: u32, facts: Arc<[Selector]>) {
+        self.due.insert(Arc::clone(id), Planned { at, attempts, in_flight: false, facts });
+        self.heap.push(Reverse((at, Arc::clone(id))));
+    }
+}
+
+/// Fetches and renews the SVIDs of workloads.
+pub(crate) struct Rotator {
+    cache: Arc<Cache>,
+    clock: SharedClock,
+    random: SharedRandom,
+    key_type: KeyType,
+    metrics: Arc<Metrics>,
+    plan: Mutex<Plan>,
+    wake: Notify,
+}
+
+impl Rotator {
+    pub(crate) fn new(cache: Arc<Cache>, clock: SharedClock, random: SharedRandom, key_type: KeyType, metrics: Arc<Metrics>) -> Self {
+        Self { cache, clock, random, key_type, metrics, plan: Mutex::default(), wake: Notify::new() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// New or changed entries: those a stream waits for at once, the others a little later, while there is room.
+    pub(crate) fn want_entries(&self, entries: &[Arc<Entry>]) {
+        if entries.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let room = self.cache.has_room();
+        let mut plan = self.lock();
+        for entry in entries.iter().filter(|e| !e.store_svid) {
+            let id: Arc<str> = entry.id.as_str().into();
+            if self.cache.subscribers.concerns(entry) {
+                plan.set(&id, now, 0, Arc::default());
+            } else if room && !entry.additional_attributes.disable_x509_svid_prefetch {
+                plan.set(&id, now.after(PREFETCH_SPREAD.mul_f64(self.random.fraction())), 0, Arc::default());
+            }
+        }
+        drop(plan);
+        self.wake.notify_one();
+    }
+
+    /// A workload with these selectors waits for these identities.
+    pub(crate) fn want(&self, identities: &[Identity], facts: &Arc<[Selector]>) {
+        let now = self.clock.now();
+        let mut plan = self.lock();
+        for identity in identities {
+            let id: Arc<str> = identity.entry.id.as_str().into();
+            match plan.due.get(&id) {
+                // Under way, or failed a moment ago: its time will come.
+                Some(planned) if planned.in_flight || planned.attempts > 0 || planned.at <= now => {}
+                _ => plan.set(&id, now, 0, Arc::clone(facts)),
+            }
+        }
+        drop(plan);
+        self.wake.notify_one();
+    }
+
+    /// The server is back: what failed is tried at once.
+    pub(crate) fn retry_now(&self) {
+        let now = self.clock.now();
+        let mut plan = self.lock();
+        let failed: Vec<(Arc<str>, Arc<[Selector]>)> =
+            plan.due.iter().filter(|(_, p)| p.attempts > 0 && !p.in_flight).map(|(id, p)| (Arc::clone(id), Arc::clone(&p.facts))).collect();
+        for (id, facts) in failed {
+            plan.set(&id, now, 0, facts);
+        }
+        drop(plan);
+        self.wake.notify_one();
+    }
+
+    /// Works for as long as the process lives.
+    pub(crate) async fn run(self: Arc<Self>, sync: Arc<Sync>) {
+        let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let (id, facts) = self.next().await;
+            let (rotator, sync) = (Arc::clone(&self), Arc::clone(&sync));
+            tokio::spawn(async move {
+                rotator.fetch(&sync, &id, &facts).await;
+                drop(place);
+            });
+        }
+    }
+
+    /// Waits for the next entry that is due.
+    async fn next(&self) -> (Arc<str>, Arc<[Selector]>) {
+        loop {
+            let now = self.clock.now();
+            let until = {
+                let mut plan = self.lock();
+                loop {
+                    let Some(Reverse((at, id))) = plan.heap.peek().cloned() else { break None };
+                    let current = plan.due.get(&id).is_some_and(|p| p.at == at && !p.in_flight);
+                    if !current {
+                        plan.heap.pop();
+                        continue;
+                    }
+                    if at > now {
+                        break Some(at);
+                    }
+                    plan.heap.pop();
+                    if let Some(planned) = plan.due.get_mut(&id) {
+                        planned.in_flight = true;
+                        return (id, Arc::clone(&planned.facts));
+                    }
+                }
+            };
+            match until {
+                Some(at) => tokio::select! {
+                    () = self.clock.sleep_until(at) => {}
+                    () = self.wake.notified() => {}
+                },
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    async fn fetch(&self, sync: &Sync, id: &Arc<str>, facts: &Arc<[Selector]>) {
+        let Some(identity) = self.cache.identity(id) else {
+            self.lock().due.remove(id);
+            return;
+        };
+        let now = self.clock.now();
+        // Renewing what nobody uses ends when there is no room; with room it stays fresh.
+        if let Some(svid) = identity.svid.as_ref().filter(|s| s.renew_at > now) {
+            self.lock().set(id, svid.renew_at, 0, Arc::default());
+            return;
+        }
+        let entry = &identity.entry;
+        let verb = if identity.svid.is_some() { "Renewing X509-SVID" } else { "Creating X509-SVID" };
+        tracing::info!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "{verb}");
+        match self.fetch_svid(sync, &identity, facts).await {
+            Ok(svid) => {
+                self.metrics.issued("x509");
+                let at = svid.renew_at;
+                let kept = self.cache.svid_put(id, svid);
+                let mut plan = self.lock();
+                if kept {
+                    plan.set(id, at, 0, Arc::default());
+                } else if self.cache.identity(id).is_some() {
+                    // The entry changed while the request was under way.
+                    plan.set(id, now, 0, Arc::clone(facts));
+                } else {
+                    plan.due.remove(id);
+                }
+            }
+            Err(reason) => {
+                self.metrics.failed("x509");
+                let attempts = self.lock().due.get(id).map_or(0, |p| p.attempts) + 1;
+                let wait =
+                    (RETRY_FIRST * 2u32.saturating_pow(attempts.min(16) - 1)).min(RETRY_MAX).mul_f64(0.8 + 0.4 * self.random.fraction());
+                tracing::warn!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID");
+                self.lock().set(id, now.after(wait), attempts, Arc::clone(facts));
+                self.cache.svid_failed(id, &reason);
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    async fn fetch_svid(&self, sync: &Sync, identity: &Identity, facts: &[Selector]) -> Result<Arc<Svid>, String> {
+        let entry = &identity.entry;
+        let kind = self.key_type;
+        let pair = match kind {
+            KeyType::EcP256 | KeyType::EcP384 => KeyPair::generate(kind),
+            KeyType::Rsa2048 | KeyType::Rsa4096 => {
+                tokio::task::spawn_blocking(move || KeyPair::generate(kind)).await.map_err(|_| "the process is shutting down".to_owned())?
+            }
+        };
+        let pair = pair.map_err(|e| e.to_string())?;
+        let csr = pair.request(Some(&entry.spiffe_id), &[]).map_err(|e| e.to_string())?;
+        let held = identity.svid.as_ref().map(|s| s.expires_at);
+        let chain = sync.issue_x509(entry, csr, held, facts).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?;
+        let leaf = chain.first().ok_or("the server's answer is empty")?;
+        let leaf = Certificate::parse(leaf).map_err(|e| e.to_string())?;
+        // What is handed to a workload is what was asked for, whatever the server says.
+        if leaf.public_key != *pair.public_key() || leaf.spiffe_id().as_ref() != Some(&entry.spiffe_id) {
+            return Err("the server's answer is for another key or identity".to_owned());
+        }
+        Ok(Arc::new(Svid {
+            spiffe_id: entry.spiffe_id.clone(),
+            chain: chain.concat(),
+            key: pair.pkcs8().clone(),
+            expires_at: leaf.not_after,
+            renew_at: renew_at(leaf.not_before, leaf.not_after, self.random.fraction()),
+            dns_names: entry.dns_names.clone(),
+            ttl: entry.x509_svid_ttl,
+        }))
+    }
+}

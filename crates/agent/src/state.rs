@@ -1,0 +1,228 @@
+//! What an agent keeps on disk: its own SVID in SPIRE's `agent-data.json`, and what it follows in a file of ours.
+//!
+//! Files are 0600 and replaced atomically. Workload keys and SVIDs are in neither.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use countersign_identity::pem;
+use countersign_plugins::keys::sha256;
+use countersign_wire::node::FollowResponse;
+use prost::Message as _;
+use serde_json::{Value, json};
+
+/// Largest state file read; 10,000 entries with their bundles have a few megabytes.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+const MAGIC: &[u8] = b"countersign-agent-state 1\n";
+
+/// A file of the agent cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to open storage: `{path}`: {reason}")]
+pub struct StateError {
+    /// Which.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The agent's own SVID and the bundle it was verified with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct AgentData {
+    /// Chain, leaf first, DER; empty for none.
+    pub(crate) svid: Vec<Vec<u8>>,
+    /// Roots of the own trust domain, DER; empty for none.
+    pub(crate) bundle: Vec<Vec<u8>>,
+    pub(crate) reattestable: bool,
+    /// SPIRE's bootstrap state, passed through as it is.
+    rest: serde_json::Map<String, Value>,
+}
+
+/// The files of one agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    /// Makes the directory if needed.
+    pub(crate) fn new(directory: &Path) -> Result<Self, StateError> {
+        std::fs::create_dir_all(directory).map_err(|e| StateError { path: directory.display().to_string(), reason: e.to_string() })?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    fn agent_data_path(&self) -> PathBuf {
+        self.directory.join("agent-data.json")
+    }
+
+    fn follow_path(&self) -> PathBuf {
+        self.directory.join("countersign-follow.state")
+    }
+
+    /// The agent's SVID; nothing if there is no file. A file that cannot be read is an error, not a new start.
+    pub(crate) fn agent_data(&self) -> Result<AgentData, StateError> {
+        let path = self.agent_data_path();
+        let failed = |reason: String| StateError { path: path.display().to_string(), reason };
+        let text = match read_limited(&path) {
+            Ok(Some(bytes)) => String::from_utf8(bytes).map_err(|_| failed("it is not text".to_owned()))?,
+            Ok(None) => return Ok(AgentData::default()),
+            Err(e) => return Err(failed(e)),
+        };
+        parse_agent_data(&text).map_err(failed)
+    }
+
+    /// Keeps the agent's SVID; returns once it is on disk.
+    pub(crate) fn agent_data_put(&self, data: &AgentData) -> Result<(), StateError> {
+        let path = self.agent_data_path();
+        replace(&path, render_agent_data(data).as_bytes())
+            .map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
+    }
+
+    /// What was followed with the SVID of this serial number. Anything else there is dropped: a file of another life, or
+    /// one that was cut off, is worth nothing, because everything can be fetched again.
+    pub(crate) fn follow(&self, serial: &str) -> Option<FollowResponse> {
+        let bytes = read_limited(&self.follow_path()).ok()??;
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let (digest, body) = rest.split_first_chunk::<32>()?;
+        if sha256(body) != *digest {
+            tracing::warn!("The state file is damaged, starting over");
+            return None;
+        }
+        let end = body.iter().position(|b| *b == b'\n')?;
+        let (bound_to, message) = body.split_at(end);
+        if bound_to != serial.as_bytes() {
+            return None;
+        }
+        FollowResponse::decode(message.get(1..)?).ok()
+    }
+
+    /// Keeps what is followed.
+    pub(crate) fn follow_put(&self, serial: &str, state: &FollowResponse) -> Result<(), StateError> {
+        let mut body = format!("{serial}\n").into_bytes();
+        // Encoding into a growing vector cannot run out of room.
+        let _ = state.encode(&mut body);
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&sha256(&body));
+        bytes.extend_from_slice(&body);
+        let path = self.follow_path();
+        replace(&path, &bytes).map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
+    }
+}
+
+fn parse_agent_data(text: &str) -> Result<AgentData, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
+    let Value::Object(mut members) = value else { return Err("it is not a JSON object".to_owned()) };
+    let mut chain = |name: &str| match members.remove(name) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| {
+                let text = item.as_str().and_then(|t| STANDARD.decode(t).ok()).and_then(|b| String::from_utf8(b).ok());
+                let text = text.ok_or_else(|| format!("`{name}` has an item that is not base64 of PEM"))?;
+                match pem::read(&text).map_err(|e| e.to_string())?.into_iter().next() {
+                    Some((_, der)) => Ok(der),
+                    None => Err(format!("`{name}` has an item without a PEM block")),
+                }
+            })
+            .collect(),
+        Some(_) => Err(format!("`{name}` is not a list")),
+    };
+    let (svid, bundle) = (chain("svid")?, chain("bundle")?);
+    let reattestable = members.remove("reattestable").and_then(|v| v.as_bool()).unwrap_or(false);
+    Ok(AgentData { svid, bundle, reattestable, rest: members })
+}
+
+/// SPIRE's form, keys in its order.
+fn render_agent_data(data: &AgentData) -> String {
+    let chain = |ders: &[Vec<u8>]| {
+        if ders.is_empty() {
+            return Value::Null;
+        }
+        ders.iter().map(|der| Value::from(STANDARD.encode(pem::write("CERTIFICATE", der)))).collect()
+    };
+    let rest = |name: &str, default: Value| data.rest.get(name).cloned().unwrap_or(default);
+    format!(
+        "{{\"svid\":{},\"bundle\":{},\"reattestable\":{},\"bootstrap_use\":{},\"bootstrap_start_time\":{},\"connection_attempts\":{}}}",
+        chain(&data.svid),
+        chain(&data.bundle),
+        data.reattestable,
+        rest("bootstrap_use", json!(0)),
+        rest("bootstrap_start_time", json!("0001-01-01T00:00:00Z")),
+        rest("connection_attempts", json!(0)),
+    )
+}
+
+fn read_limited(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match std::fs::metadata(path) {
+        Ok(m) if m.len() > FILE_BYTES_MAX => Err(format!("it has {} bytes, more than {FILE_BYTES_MAX}", m.len())),
+        Ok(_) => std::fs::read(path).map(Some).map_err(|e| e.to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_data_is_written_in_spires_form_and_read_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = Files::new(directory.path()).expect("made");
+        assert_eq!(files.agent_data().expect("no file is no error"), AgentData::default());
+        let data = AgentData { svid: vec![vec![1, 2, 3]], bundle: vec![vec![4], vec![5]], reattestable: true, ..AgentData::default() };
+        files.agent_data_put(&data).expect("kept");
+        let text = std::fs::read_to_string(directory.path().join("agent-data.json")).expect("there");
+        assert!(text.starts_with("{\"svid\":[\"LS0tLS1CRUdJTi"), "{text}");
+        assert!(
+            text.ends_with(",\"bootstrap_use\":0,\"bootstrap_start_time\":\"0001-01-01T00:00:00Z\",\"connection_attempts\":0}"),
+            "{text}"
+        );
+        let mut read = files.agent_data().expect("read");
+        read.rest.clear();
+        assert_eq!(read, data);
+    }
+
+    #[test]
+    fn damaged_agent_data_is_an_error_and_not_a_new_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = Files::new(directory.path()).expect("made");
+        for text in ["", "{", "[]", "{\"svid\":[\"!\"]}", "{\"svid\":5}"] {
+            std::fs::write(directory.path().join("agent-data.json"), text).expect("written");
+            assert!(files.agent_data().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn followed_state_is_bound_to_its_serial_and_dropped_when_damaged() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = Files::new(directory.path()).expect("made");
+        let state = FollowResponse { removed_entries: vec!["a".to_owned()], ..FollowResponse::default() };
+        files.follow_put("17", &state).expect("kept");
+        assert_eq!(files.follow("17"), Some(state));
+        assert_eq!(files.follow("18"), None);
+        let path = directory.path().join("countersign-follow.state");
+        let mut bytes = std::fs::read(&path).expect("there");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&path, &bytes).expect("written");
+        assert_eq!(files.follow("17"), None);
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).expect("written");
+            assert_eq!(files.follow("17"), None, "cut at {length}");
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The one place where the agent speaks to the server after it has joined: follows the pushed stream, acknowledges, asks
+//! for credentials, and keeps the agent's own SVID new.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_transport::clock::{SharedClock, sleep};
+use countersign_transport::random::SharedRandom;
+use countersign_wire::node::node_client::NodeClient;
+use countersign_wire::node::{self as wire, Ack, FollowRequest, FollowResponse, follow_request, issue_request};
+use countersign_wire::types::permission_denied_details::Reason;
+use countersign_wire::{bundle, entry, id};
+use prost::Message as _;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::cache::{Cache, Update};
+use crate::node::{Node, NodeError, NodeSvid};
+use crate::rotate::Rotator;
+use crate::state::Files;
+
+/// First wait after a lost connection; it doubles up to [`RETRY_MAX`], with jitter.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Wait after a failed renewal of the agent's own SVID.
+const RENEW_RETRY: Duration = Duration::from_secs(5);
+/// Changes are collected this long before they are written to disk.
+const PERSIST_DELAY: Duration = Duration::from_millis(500);
+/// Acknowledgements are collected this long.
+const ACK_DELAY: Duration = Duration::from_millis(20);
+/// How long the server may take to issue one credential.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the agent cannot go on by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Banned,
+    MustJoinAgain(String),
+}
+
+/// The agent's line to its server.
+pub(crate) struct Sync {
+    pub(crate) node: Arc<Node>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) files: Files,
+    pub(crate) clock: SharedClock,
+    pub(crate) random: SharedRandom,
+    pub(crate) version: String,
+    current: RwLock<Current>,
+    progress: Notify,
+    persisted: std::sync::atomic::AtomicU64,
+    last_contact: std::sync::atomic::AtomicI64,
+    dirty: Notify,
+    cursor: RwLock<Option<wire::Cursor>>,
+}
+
+#[derive(Default)]
+struct Current {
+    svid: Option<Arc<NodeSvid>>,
+    channel: Option<Channel>,
+}
+
+/// Why a stream ended.
+enum Ended {
+    /// The connection is gone, or the server is: try again.
+    Lost(String),
+    /// The agent's SVID counts no longer.
+    Refused(Reason),
+    /// The SVID was renewed: connect anew with it.
+    Renewed,
+}
+
+impl Sync {
+    pub(crate) fn new(node: Arc<Node>, cache: Arc<Cache>, files: Files, clock: SharedClock, random: SharedRandom, version: String) -> Self {
+        Self {
+            node,
+            cache,
+            files,
+            clock,
+            random,
+            version,
+            current: RwLock::default(),
+            progress: Notify::new(),
+            persisted: std::sync::atomic::AtomicU64::new(0),
+            last_contact: std::sync::atomic::AtomicI64::new(0),
+            dirty: Notify::new(),
+            cursor: RwLock::default(),
+        }
+    }
+
+    /// Takes over what was followed with this SVID before a restart.
+    pub(crate) fn restore(&self, svid: &Arc<NodeSvid>) {
+        self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(Arc::clone(svid));
+        if let Some(state) = self.files.follow(&svid.serial_number) {
+            let entries = state.entries.len();
+            match update(FollowResponse { reset: true, caught_up: true, ..state.clone() }) {
+                Ok(update) => {
+                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = state.cursor;
+                    self.cache.apply(update);
+                    tracing::info!(entries, revision = self.cache.revision(), "Entries and bundles loaded");
+                }
+                Err(reason) => tracing::warn!(reason, "The state file is not usable, starting over"),
+            }
+        }
+    }
+
+    /// The agent's SVID now.
+    pub(crate) fn svid(&self) -> Option<Arc<NodeSvid>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).svid.clone()
+    }
+
+    fn channel(&self) -> Option<Channel> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).channel.clone()
+    }
+
+    /// When the server was last heard of.
+    pub(crate) fn last_contact(&self) -> Timestamp {
+        Timestamp::from_millis(self.last_contact.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn heard(&self) {
+        self.last_contact.store(self.clock.now().millis(), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Tells that something came further: persisted, or delivered to a stream.
+    pub(crate) fn progressed(&self) {
+        self.progress.notify_one();
+    }
+
+    /// Follows the server until the agent cannot go on.
+    pub(crate) async fn run(self: Arc<Self>, rotator: Arc<Rotator>) -> Stop {
+        tokio::spawn(Arc::clone(&self).persist());
+        let mut retry = RETRY_FIRST;
+        loop {
+            let Some(svid) = self.svid().filter(|s| s.expires_at > self.clock.now()) else {
+                match self.join_again("its SVID has ended").await {
+                    Ok(()) => continue,
+                    Err(stop) => return stop,
+                }
+            };
+            match self.follow(&svid, &rotator, &mut retry).await {
+                Ended::Renewed => {}
+                Ended::Lost(reason) => {
+                    tracing::warn!(reason, retry_interval = ?retry, "Lost the server, serving what is held");
+                    let wait = retry.mul_f64(0.8 + 0.4 * self.random.fraction());
+                    sleep(self.clock.as_ref(), wait).await;
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
+                Ended::Refused(Reason::AgentBanned) => {
+                    tracing::error!("Agent is banned: removing SVID and shutting down");
+                    self.forget();
+                    return Stop::Banned;
+                }
+                Ended::Refused(reason) => match self.join_again(reason.as_str_name()).await {
+                    Ok(()) => {}
+                    Err(stop) => return stop,
+                },
+            }
+        }
+    }
+
+    /// Attests again, where that is possible; a token works only once.
+    async fn join_again(&self, why: &str) -> Result<(), Stop> {
+        tracing::info!(reason = why, "Agent needs to re-attest; will attempt to re-attest");
+        let mut retry = RENEW_RETRY;
+        loop {
+            match self.node.attest(self.svid().as_deref()).await {
+                Ok(svid) => {
+                    tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
+                    // Another node row may mean other entries: nothing of before is taken for granted.
+                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+                    current.svid = Some(svid);
+                    current.channel = None;
+                    return Ok(());
+                }
+                Err(NodeError::Server(status)) if status.code() == Code::PermissionDenied && status.message().contains("banned") => {
+                    tracing::error!("Agent is banned: removing SVID and shutting down");
+                    self.forget();
+                    return Err(Stop::Banned);
+                }
+                Err(NodeError::Server(status))
+                    if matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition) =>
+                {
+                    tracing::error!(error = status.message(), "Agent failed re-attestation; removing SVID and shutting down");
+                    self.forget();
+                    return Err(Stop::MustJoinAgain(format!("{} ({why}); {}", status.message(), self.node.how_to_join())));
+                }
+                Err(error @ (NodeError::Attestor(_) | NodeError::State(_) | NodeError::Bootstrap(_))) => {
+                    tracing::error!(%error, "Agent failed re-attestation; removing SVID and shutting down");
+                    self.forget();
+                    return Err(Stop::MustJoinAgain(format!("{error} ({why}); {}", self.node.how_to_join())));
+                }
+                Err(error) => {
+                    tracing::error!(%error, retry_interval = ?retry, "Could not reattest agent");
+                    sleep(self.clock.as_ref(), retry).await;
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    fn forget(&self) {
+        if let Err(error) = self.node.forget() {
+            tracing::error!(%error, "Could not remove the SVID from disk");
+        }
+    }
+
+    /// One connection, from its first message to its end.
+    async fn follow(&self, svid: &Arc<NodeSvid>, rotator: &Arc<Rotator>, retry: &mut Duration) -> Ended {
+        let channel = match self.node.connect(Some(svid)).await {
+            Ok(channel) => channel,
+            Err(error) => return Ended::Lost(error.to_string()),
+        };
+        let (out, requests) = mpsc::channel(4);
+        let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let hello = wire::Hello { cursor, agent_version: self.version.clone() };
+        let _ = out.send(FollowRequest { step: Some(follow_request::Step::Hello(hello)) }).await;
+        let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(usize::MAX >> 8);
+        let opened = tokio::time::timeout(ISSUE_TIMEOUT, client.follow(ReceiverStream::new(requests))).await;
+        let mut messages = match opened {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return ended(&status),
+            Err(_) => return Ended::Lost("the server does not answer".to_owned()),
+        };
+        // From here on calls use the new connection; those under way on the one before end by themselves.
+        self.current.write().unwrap_or_else(PoisonError::into_inner).channel = Some(channel);
+        loop {
+            tokio::select! {
+                message = messages.message() => match message {
+                    Ok(Some(message)) => {
+                        self.heard();
+                        *retry = RETRY_FIRST;
+                        if let Err(reason) = self.take(message, rotator) {
+                            return Ended::Lost(format!("the server sent what cannot be used: {reason}"));
+                        }
+                        let _ = self.acknowledge(&out).await;
+                    }
+                    Ok(None) => return Ended::Lost("the server ended the stream".to_owned()),
+                    Err(status) => return ended(&status),
+                },
+                () = self.progress.notified() => {
+                    tokio::time::sleep(ACK_DELAY).await;
+                    let _ = self.acknowledge(&out).await;
+                }
+                () = self.clock.sleep_until(svid.renew_at) => match self.renew(svid).await {
+                    Renewal::Done => return Ended::Renewed,
+                    Renewal::Refused(reason) => return Ended::Refused(reason),
+                    Renewal::Failed if svid.expires_at <= self.clock.now() => return Ended::Lost("the agent's SVID has ended".to_owned()),
+                    Renewal::Failed => sleep(self.clock.as_ref(), RENEW_RETRY).await,
+                },
+            }
+        }
+    }
+
+    fn take(&self, message: FollowResponse, rotator: &Arc<Rotator>) -> Result<(), String> {
+        let cursor = message.cursor.clone();
+        let changed = message.reset
+            || !(message.entries.is_empty()
+                && message.removed_entries.is_empty()
+                && message.bundles.is_empty()
+                && message.removed_bundles.is_empty());
+        let (entries, removed) = (message.entries.len(), message.removed_entries.len());
+        let applied = self.cache.apply(update(message)?);
+        if applied.caught_up && cursor.is_some() {
+            *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = cursor;
+        }
+        if changed {
+            tracing::debug!(entries, removed, revision = self.cache.revision(), "Entries and bundles updated");
+            self.dirty.notify_one();
+        }
+        rotator.want_entries(&applied.wanted);
+        if applied.caught_up {
+            rotator.retry_now();
+        }
+        Ok(())
+    }
+
+    async fn acknowledge(&self, out: &mpsc::Sender<FollowRequest>) -> Result<(), ()> {
+        let applied = self.cache.revision();
+        let ack = Ack {
+            applied,
+            persisted: self.persisted.load(std::sync::atomic::Ordering::Relaxed),
+            delivered: self.cache.subscribers.delivered().unwrap_or(applied),
+        };
+        out.send(FollowRequest { step: Some(follow_request::Step::Ack(ack)) }).await.map_err(|_| ())
+    }
+
+    async fn renew(&self, svid: &Arc<NodeSvid>) -> Renewal {
+        match self.node.renew(svid).await {
+            Ok(renewed) => {
+                // What is followed stays: the file is bound to the new serial at the next change, and now.
+                self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(renewed);
+                self.dirty.notify_one();
+                Renewal::Done
+            }
+            Err(NodeError::Server(status)) if status.code() == Code::PermissionDenied => match ended(&status) {
+                Ended::Refused(reason) => Renewal::Refused(reason),
+                _ => Renewal::Failed,
+            },
+            Err(error) => {
+                tracing::error!(%error, "Could not rotate agent SVID");
+                Renewal::Failed
+            }
+        }
+    }
+
+    /// Writes what is followed to disk whenever it has changed.
+    async fn persist(self: Arc<Self>) {
+        loop {
+            self.dirty.notified().await;
+            tokio::time::sleep(PERSIST_DELAY).await;
+            let Some(svid) = self.svid() else { continue };
+            let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(cursor) = cursor else { continue };
+            let revision = cursor.revision;
+            let state = FollowResponse {
+                cursor: Some(cursor),
+                entries: self.cache.entries().iter().map(|e| entry::to_wire(e)).collect(),
+                bundles: self.cache.bundles().iter().map(|b| bundle::to_wire(b)).collect(),
+                ..FollowResponse::default()
+            };
+            let (files, node, serial) = (self.files.clone(), Arc::clone(&self.node), svid.serial_number.clone());
+            let written = tokio::task::spawn_blocking(move || {
+                let kept = node.keep(&svid).map_err(|e| e.to_string());
+                kept.and_then(|()| files.follow_put(&serial, &state).map_err(|e| e.to_string()))
+            });
+            match written.await {
+                Ok(Ok(())) => {
+                    self.persisted.store(revision, std::sync::atomic::Ordering::Relaxed);
+                    self.progressed();
+                }
+                Ok(Err(error)) => tracing::error!(error, "Could not write down what is followed"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Asks for an X509-SVID for this key.
+    pub(crate) async fn issue_x509(
+        &self,
+        entry: &Entry,
+        csr: Vec<u8>,
+        held: Option<Timestamp>,
+        facts: &[Selector],
+    ) -> Result<Vec<Vec<u8>>, Status> {
+        let credential = issue_request::Credential::X509Csr(csr);
+        match self.issue(entry, credential, held, facts).await? {
+            Some(wire::issue_response::Credential::X509(svid)) => Ok(svid.cert_chain),
+            _ => Err(Status::internal("the server's answer is not an X509-SVID")),
+        }
+    }
+
+    /// Asks for a JWT-SVID for these audiences; returns the token and its end.
+    pub(crate) async fn issue_jwt(
+        &self,
+        entry: &Entry,
+        audience: Vec<String>,
+        facts: &[Selector],
+    ) -> Result<(String, Timestamp, Timestamp), Status> {
+        let credential = issue_request::Credential::Jwt(wire::JwtParams { audience });
+        match self.issue(entry, credential, None, facts).await? {
+            Some(wire::issue_response::Credential::Jwt(svid)) => {
+                Ok((svid.token, Timestamp::from_secs(svid.issued_at), Timestamp::from_secs(svid.expires_at)))
+            }
+            _ => Err(Status::internal("the server's answer is not a JWT-SVID")),
+        }
+    }
+
+    async fn issue(
+        &self,
+        entry: &Entry,
+        credential: issue_request::Credential,
+        held: Option<Timestamp>,
+        facts: &[Selector],
+    ) -> Result<Option<wire::issue_response::Credential>, Status> {
+        let channel = self.channel().ok_or_else(|| Status::unavailable("there is no connection to the server"))?;
+        let mut request = tonic::Request::new(wire::IssueRequest {
+            entry_id: entry.id.clone(),
+            entry_revision: entry.revision_number,
+            credential: Some(credential),
+            held_expires_at: held.map_or(0, Timestamp::secs),
+            facts: id::selectors_to_wire(facts),
+        });
+        request.set_timeout(ISSUE_TIMEOUT);
+        let answer = NodeClient::new(channel).issue(request).await?;
+        self.heard();
+        Ok(answer.into_inner().credential)
+    }
+}
+
+enum Renewal {
+    Done,
+    Refused(Reason),
+    Failed,
+}
+
+/// What a status says about the agent. Only an explicit reason counts as a refusal: an agent must not give up its
+/// identity because of a server that is confused.
+fn ended(status: &Status) -> Ended {
+    if status.code() == Code::PermissionDenied
+        && let Some(reason) = denied_reason(status)
+    {
+        return Ended::Refused(reason);
+    }
+    Ended::Lost(format!("{}: {}", status.code(), status.message()))
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+fn denied_reason(status: &Status) -> Option<Reason> {
+    let rpc = RpcStatus::decode(status.details()).ok()?;
+    let any = rpc.details.iter().find(|d| d.type_url.ends_with("/spire.api.types.PermissionDeniedDetails"))?;
+    let details = countersign_wire::types::PermissionDeniedDetails::decode(any.value.as_slice()).ok()?;
+    Reason::try_from(details.reason).ok().filter(|r| *r != Reason::Unknown)
+}
+
+fn update(message: FollowResponse) -> Result<Update, String> {
+    let entries: Result<Vec<_>, _> = message.entries.iter().map(|e| entry::from_wire(e).map(Arc::new)).collect();
+    let bundles: Result<Vec<_>, _> = message.bundles.iter().map(|b| bundle::from_wire(b).map(Arc::new)).collect();
+    Ok(Update {
+        reset: message.reset,
+        entries: entries.map_err(|e| e.to_string())?,
+        removed_entries: message.removed_entries,
+        bundles: bundles.map_err(|e| e.to_string())?,
+        removed_bundles: message.removed_bundles,
+        revision: message.cursor.map(|c| c.revision),
+        caught_up: message.caught_up,
+    })
+}
