@@ -116,7 +116,10 @@ impl Node {
         let data = self.files.agent_data()?;
         let mut cached = Bundle::empty(self.trust_domain.clone());
         for der in &data.bundle {
-            if let Ok(certificate) = Certificate::parse(der) {
+            // Roots that have ended prove nothing any more; without one the bootstrap source is used again.
+            if let Ok(certificate) = Certificate::parse(der)
+                && certificate.not_after > self.clock.now()
+            {
                 let _ = cached.add_x509_authority(certificate, false);
             }
         }
@@ -161,7 +164,15 @@ impl Node {
 
     /// Proves the node to the server and keeps what it gets, before anybody uses it.
     pub(crate) async fn attest(&self, held: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
-        let channel = self.connect(None).await?;
+        let channel = match self.connect(None).await {
+            // The authorities changed while the node was away. Whoever joins anew may trust what the operator gave it.
+            Err(NodeError::Connect(error)) if error.unknown_authority && matches!(self.bootstrap, Bootstrap::File { .. }) => {
+                tracing::warn!("The cached bundle does not fit the server, reading trust_bundle_path again");
+                self.bundles.store(Arc::default());
+                self.connect(None).await?
+            }
+            connected => connected?,
+        };
         let (slot, pair) = self.new_key(held).await?;
         let csr = pair.request(None, &[])?;
         let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };

@@ -16,4 +16,4 @@ pub mod policy;
 mod server;
 
 pub use config::Config;
-pub use server::{Running, ServerError, start};
+pub use server::{Running, ServerError, lock_data_dir, start};

@@ -299,7 +299,10 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
 }
 
 /// Makes the data directory and locks it: two servers on one SQLite store would each believe to be alone.
-fn lock_data_dir(data_dir: &Path) -> Result<std::fs::File, ServerError> {
+///
+/// # Errors
+/// The directory cannot be made, or another server uses it.
+pub fn lock_data_dir(data_dir: &Path) -> Result<std::fs::File, ServerError> {
     let failed = |path: PathBuf| move |source| ServerError::File { path, source };
     std::fs::create_dir_all(data_dir).map_err(failed(data_dir.to_owned()))?;
     let path = data_dir.join("server.lock");

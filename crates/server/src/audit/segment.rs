@@ -82,11 +82,13 @@ pub(super) struct Reader<'a> {
     /// Offset in the file of the first byte in the buffer.
     base: u64,
     at: usize,
+    /// Least that is read at once: little for one record, then more and more.
+    chunk: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a File, offset: u64) -> Self {
-        Self { file, buffer: Vec::new(), base: offset, at: 0 }
+        Self { file, buffer: Vec::new(), base: offset, at: 0, chunk: 4 << 10 }
     }
 
     /// Makes at least `wanted` bytes available, if the file has them.
@@ -98,7 +100,8 @@ impl<'a> Reader<'a> {
         self.base += u64::try_from(self.at).unwrap_or(0);
         self.at = 0;
         let have = self.buffer.len();
-        self.buffer.resize(have + wanted.max(256 << 10), 0);
+        self.buffer.resize(have + wanted.max(self.chunk), 0);
+        self.chunk = (2 * self.chunk).min(256 << 10);
         let mut filled = have;
         while filled < self.buffer.len() {
             let Some(rest) = self.buffer.get_mut(filled..) else { break };
@@ -119,7 +122,7 @@ impl<'a> Reader<'a> {
         }
         let length = self.buffer.get(self.at..self.at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if length < HEADER_BYTES - 4 || length > FRAME_BYTES_MAX || !self.fill(4 + length)? {
+        if !(HEADER_BYTES - 4..=FRAME_BYTES_MAX).contains(&length) || !self.fill(4 + length)? {
             return Ok(None);
         }
         Ok(Some(length))
@@ -161,7 +164,10 @@ fn decode(bytes: &[u8]) -> Option<(Digest, Frame)> {
         RECORD => Frame::Record(Box::new(Record::decode(body).ok()?)),
         OUTCOMES => {
             let (signed, rest) = ranges(body)?;
-            let (failed, _) = ranges(rest)?;
+            let (failed, rest) = ranges(rest)?;
+            if !rest.is_empty() {
+                return None;
+            }
             Frame::Outcomes { signed, failed }
         }
         _ => return None,

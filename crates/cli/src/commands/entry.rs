@@ -1,0 +1,442 @@
+//! `countersign entry …`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use countersign_identity::{Selector, SpiffeId};
+use countersign_wire::entry_api::entry_client::EntryClient;
+use countersign_wire::entry_api::{self, list_entries_request};
+use countersign_wire::{id, types};
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::{MatchOn, optional_id, selector_match, show};
+use crate::client::ServerSocket;
+use crate::output::{self, Failure, Outcome, OutputArgs};
+
+/// Entries asked for in one page.
+const PAGE: i32 = 500;
+
+/// `countersign entry …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Entry {
+    /// Create an entry
+    ///
+    /// Example: countersign entry create --parent-id spiffe://example.org/up/node
+    /// --spiffe-id spiffe://example.org/web --selector unix:uid:1000
+    Create(Create),
+    /// Replace an entry
+    Update(Update),
+    /// Delete entries
+    Delete(Delete),
+    /// Show entries
+    Show(Show),
+    /// Count entries
+    Count(Count),
+}
+
+#[derive(Debug, Args)]
+struct Fields {
+    /// The agent, alias or workload the entry hangs below
+    #[arg(long, value_name = "ID", required_unless_present_any = ["node", "data"])]
+    parent_id: Option<SpiffeId>,
+    /// The identity the entry grants
+    #[arg(long, value_name = "ID", required_unless_present = "data")]
+    spiffe_id: Option<SpiffeId>,
+    /// A selector a workload must have, type:value; repeat for more
+    #[arg(long = "selector", value_name = "TYPE:VALUE", required_unless_present = "data")]
+    selectors: Vec<Selector>,
+    /// Lifetime of X509-SVIDs in seconds [default: the server's]
+    #[arg(long = "x509-svid-ttl", value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    x509_svid_ttl: i32,
+    /// Lifetime of JWT-SVIDs in seconds [default: the server's]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    jwt_svid_ttl: i32,
+    /// A trust domain whose bundle the workload gets; repeat for more
+    #[arg(long = "federates-with", value_name = "TRUST_DOMAIN")]
+    federates_with: Vec<String>,
+    /// A DNS name in the X509-SVID; the first is the common name too; repeat for more
+    #[arg(long = "dns", value_name = "NAME")]
+    dns_names: Vec<String>,
+    /// A word that tells a workload with several identities which is which
+    #[arg(long, default_value = "", hide_default_value = true)]
+    hint: String,
+    /// Let the identity administer the server
+    #[arg(long)]
+    admin: bool,
+    /// Let the identity ask for an intermediate authority
+    #[arg(long)]
+    downstream: bool,
+    /// Put the SVIDs into a store instead of giving them to workloads
+    #[arg(long)]
+    store_svid: bool,
+    /// When the entry ends, in seconds since 1970 [default: never]
+    #[arg(long, value_name = "UNIX_SECONDS", default_value_t = 0, hide_default_value = true)]
+    entry_expiry: i64,
+    /// Issue the X509-SVID only when a workload asks
+    #[arg(long)]
+    disable_x509_svid_prefetch: bool,
+    /// Give each JWT-SVID a unique `jti`
+    #[arg(long)]
+    jwt_svid_include_jti: bool,
+    /// Make it a node alias: the selectors are those of agents (parent is the server)
+    #[arg(long, conflicts_with_all = ["parent_id", "federates_with"])]
+    node: bool,
+}
+
+impl Fields {
+    fn entry(&self, id: String) -> Result<types::Entry, Failure> {
+        let spiffe_id = self.spiffe_id.as_ref().ok_or_else(|| Failure::new("a SPIFFE ID is required"))?;
+        let parent_id = match (&self.parent_id, self.node) {
+            (_, true) => spiffe_id.trust_domain().server_id(),
+            (Some(parent), false) => parent.clone(),
+            (None, false) => return Err(Failure::new("a parent ID is required if the node flag is not set")),
+        };
+        let extra = types::entry::AdditionalAttributes {
+            disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: self.jwt_svid_include_jti,
+        };
+        Ok(types::Entry {
+            id,
+            spiffe_id: Some(id::to_wire(spiffe_id)),
+            parent_id: Some(id::to_wire(&parent_id)),
+            selectors: id::selectors_to_wire(&self.selectors),
+            x509_svid_ttl: self.x509_svid_ttl,
+            federates_with: self.federates_with.clone(),
+            admin: self.admin,
+            downstream: self.downstream,
+            expires_at: self.entry_expiry,
+            dns_names: self.dns_names.clone(),
+            revision_number: 0,
+            store_svid: self.store_svid,
+            jwt_svid_ttl: self.jwt_svid_ttl,
+            hint: self.hint.clone(),
+            created_at: 0,
+            additional_attributes: (extra != types::entry::AdditionalAttributes::default()).then_some(extra),
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The entry's ID [default: a random one]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    entry_id: String,
+    #[command(flatten)]
+    fields: Fields,
+    /// Read entries from a JSON file in SPIRE's form instead, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The entry's ID
+    #[arg(long, value_name = "ID", required_unless_present = "data", default_value = "", hide_default_value = true)]
+    entry_id: String,
+    #[command(flatten)]
+    fields: Fields,
+    /// Read entries from a JSON file in SPIRE's form instead, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The entry's ID; repeat for more
+    #[arg(long = "entry-id", value_name = "ID", required_unless_present = "file")]
+    entry_ids: Vec<String>,
+    /// Read IDs from a JSON file `{"ids": […]}` too, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct FilterArgs {
+    /// Only entries below this parent
+    #[arg(long, value_name = "ID")]
+    parent_id: Option<SpiffeId>,
+    /// Only entries that grant this identity
+    #[arg(long, value_name = "ID")]
+    spiffe_id: Option<SpiffeId>,
+    /// Only entries with this selector; repeat for more
+    #[arg(long = "selector", value_name = "TYPE:VALUE")]
+    selectors: Vec<Selector>,
+    /// How the selectors given relate to those of an entry
+    #[arg(long, value_enum, default_value = "superset", value_name = "HOW")]
+    match_selectors_on: MatchOn,
+    /// Only entries that federate with this trust domain; repeat for more
+    #[arg(long = "federates-with", value_name = "TRUST_DOMAIN")]
+    federates_with: Vec<String>,
+    /// How the trust domains given relate to those of an entry
+    #[arg(long, value_enum, default_value = "superset", value_name = "HOW")]
+    match_federates_with_on: MatchOn,
+    /// Only entries with this hint
+    #[arg(long)]
+    hint: Option<String>,
+    /// Only downstream entries
+    #[arg(long)]
+    downstream: bool,
+}
+
+impl FilterArgs {
+    fn message(&self) -> Option<list_entries_request::Filter> {
+        let filter = list_entries_request::Filter {
+            by_spiffe_id: optional_id(self.spiffe_id.as_ref()),
+            by_parent_id: optional_id(self.parent_id.as_ref()),
+            by_selectors: selector_match(&self.selectors, self.match_selectors_on),
+            by_federates_with: (!self.federates_with.is_empty()).then(|| types::FederatesWithMatch {
+                trust_domains: self.federates_with.clone(),
+                r#match: self.match_federates_with_on.number(),
+            }),
+            by_hint: self.hint.clone(),
+            by_downstream: self.downstream.then_some(true),
+        };
+        (filter != list_entries_request::Filter::default()).then_some(filter)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Only the entry of this ID
+    #[arg(long, value_name = "ID", conflicts_with_all = ["parent_id", "spiffe_id", "selectors"])]
+    entry_id: Option<String>,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Count {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+impl Entry {
+    pub(crate) async fn run(self) -> Outcome {
+        match self {
+            Self::Create(command) => create(command).await,
+            Self::Update(command) => update(command).await,
+            Self::Delete(command) => delete(command).await,
+            Self::Show(command) => show_entries(command).await,
+            Self::Count(command) => count(command).await,
+        }
+    }
+}
+
+async fn create(command: Create) -> Outcome {
+    let entries = match &command.data {
+        Some(path) => read_entries(path)?,
+        None => vec![command.fields.entry(command.entry_id.clone())?],
+    };
+    let mut client = EntryClient::new(command.socket.connect().await?);
+    let request = entry_api::BatchCreateEntryRequest { entries: entries.clone(), output_mask: None };
+    let results = client.batch_create_entry(request).await?.into_inner().results;
+    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    report(command.output, "create", entries, results)
+}
+
+async fn update(command: Update) -> Outcome {
+    let entries = match &command.data {
+        Some(path) => read_entries(path)?,
+        None => vec![command.fields.entry(command.entry_id.clone())?],
+    };
+    let mut client = EntryClient::new(command.socket.connect().await?);
+    let request = entry_api::BatchUpdateEntryRequest { entries: entries.clone(), input_mask: None, output_mask: None };
+    let results = client.batch_update_entry(request).await?.into_inner().results;
+    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    report(command.output, "update", entries, results)
+}
+
+fn report(output: OutputArgs, verb: &str, asked: Vec<types::Entry>, results: Vec<(types::Status, Option<types::Entry>)>) -> Outcome {
+    let mut failed = false;
+    let mut shown = String::new();
+    let mut rows = Vec::new();
+    for (asked, (status, entry)) in asked.into_iter().zip(results) {
+        rows.push(json!({"status": {"code": status.code, "message": status.message}, "entry": entry.as_ref().map(show::entry_json)}));
+        if status.code == 0 {
+            shown += &show::entry(&entry.unwrap_or(asked));
+        } else {
+            failed = true;
+            let code = tonic::Code::from_i32(status.code);
+            output::note(&format!("Failed to {verb} the following entry (code: {code:?}, msg: {:?}):", status.message));
+            output::note(&show::entry(&asked));
+        }
+    }
+    output.show(|| json!({"results": rows}), || shown);
+    if failed { Err(Failure::new(format!("failed to {verb} one or more entries"))) } else { Ok(()) }
+}
+
+async fn delete(command: Delete) -> Outcome {
+    let mut ids = command.entry_ids;
+    if let Some(path) = &command.file {
+        let value = read_json(path)?;
+        let listed = value.get("ids").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `ids` list"))?;
+        ids.extend(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)));
+    }
+    let mut client = EntryClient::new(command.socket.connect().await?);
+    let results = client.batch_delete_entry(entry_api::BatchDeleteEntryRequest { ids }).await?.into_inner().results;
+    let mut failed = false;
+    let mut shown = String::new();
+    let mut rows = Vec::new();
+    for result in results {
+        let status = result.status.unwrap_or_default();
+        rows.push(json!({"status": {"code": status.code, "message": status.message}, "id": result.id}));
+        if status.code == 0 {
+            shown += &format!("Deleted entry with ID: {}\n", result.id);
+        } else {
+            failed = true;
+            let code = tonic::Code::from_i32(status.code);
+            output::note(&format!("Failed to delete entry with ID {} (code: {code:?}, msg: {:?})", result.id, status.message));
+        }
+    }
+    command.output.show(|| json!({"results": rows}), || shown);
+    if failed { Err(Failure::new("failed to delete one or more entries")) } else { Ok(()) }
+}
+
+async fn show_entries(command: Show) -> Outcome {
+    let mut client = EntryClient::new(command.socket.connect().await?);
+    let mut entries = match command.entry_id {
+        Some(id) => vec![client.get_entry(entry_api::GetEntryRequest { id, output_mask: None }).await?.into_inner()],
+        None => list(&mut client, command.filter.message()).await?,
+    };
+    entries.sort_by_key(|e| (show::spiffe_id(e.spiffe_id.as_ref()), show::spiffe_id(e.parent_id.as_ref()), e.id.clone()));
+    command.output.show(
+        || json!({"entries": entries.iter().map(show::entry_json).collect::<Vec<_>>()}),
+        || {
+            let head = format!("Found {}\n", output::count(entries.len(), "entry", "entries"));
+            entries.iter().fold(head, |text, entry| text + &show::entry(entry))
+        },
+    );
+    Ok(())
+}
+
+async fn list(client: &mut EntryClient<Channel>, filter: Option<list_entries_request::Filter>) -> Result<Vec<types::Entry>, Failure> {
+    let mut entries = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = entry_api::ListEntriesRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
+        let page = client.list_entries(request).await?.into_inner();
+        let full = page.entries.len() >= usize::try_from(PAGE).unwrap_or(usize::MAX);
+        entries.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || !full {
+            return Ok(entries);
+        }
+    }
+}
+
+async fn count(command: Count) -> Outcome {
+    let mut client = EntryClient::new(command.socket.connect().await?);
+    let filter = command.filter.message().map(|f| entry_api::count_entries_request::Filter {
+        by_spiffe_id: f.by_spiffe_id,
+        by_parent_id: f.by_parent_id,
+        by_selectors: f.by_selectors,
+        by_federates_with: f.by_federates_with,
+        by_hint: f.by_hint,
+        by_downstream: f.by_downstream,
+    });
+    let count = client.count_entries(entry_api::CountEntriesRequest { filter }).await?.into_inner().count;
+    let number = usize::try_from(count).unwrap_or(0);
+    command
+        .output
+        .show(|| json!({"count": count}), || format!("{}\n", output::count(number, "registration entry", "registration entries")));
+    Ok(())
+}
+
+fn read_json(path: &std::path::Path) -> Result<Value, Failure> {
+    let failed = |e: String| Failure::new(format!("cannot read `{}`: {e}", path.display()));
+    let text = if path == std::path::Path::new("-") {
+        std::io::read_to_string(std::io::stdin()).map_err(|e| failed(e.to_string()))?
+    } else {
+        std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?
+    };
+    serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
+}
+
+/// `{"entries": […]}` in SPIRE's form, with SPIFFE IDs as texts.
+fn read_entries(path: &std::path::Path) -> Result<Vec<types::Entry>, Failure> {
+    let value = read_json(path)?;
+    let entries = value.get("entries").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `entries` list"))?;
+    entries.iter().enumerate().map(|(index, e)| read_entry(e).map_err(|what| Failure::new(format!("entry {index}: {what}")))).collect()
+}
+
+fn read_entry(value: &Value) -> Result<types::Entry, String> {
+    let members = value.as_object().ok_or("it is not an object")?;
+    let known = [
+        "selectors",
+        "spiffe_id",
+        "parent_id",
+        "x509_svid_ttl",
+        "jwt_svid_ttl",
+        "federates_with",
+        "entry_id",
+        "admin",
+        "downstream",
+        "entryExpiry",
+        "dns_names",
+        "revision_number",
+        "store_svid",
+        "hint",
+        "created_at",
+        "additional_attributes",
+    ];
+    if let Some(name) = members.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(format!("unknown member `{name}`"));
+    }
+    let text = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let flag = |name: &str| members.get(name).and_then(Value::as_bool).unwrap_or(false);
+    let number = |name: &str| members.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let list = |name: &str| -> Vec<String> {
+        members.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(|v| v.as_str().map(ToOwned::to_owned)).collect()
+    };
+    let parse = |name: &str| SpiffeId::parse(&text(name)).map(|id| Some(id::to_wire(&id))).map_err(|e| format!("{name}: {e}"));
+    let part = |s: &Value, name: &str| s.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let extra = members.get("additional_attributes").filter(|v| v.is_object()).map(|v| types::entry::AdditionalAttributes {
+        disable_x509_svid_prefetch: v.get("disable_x509_svid_prefetch").and_then(Value::as_bool).unwrap_or(false),
+        jwt_svid_include_jti: v.get("jwt_svid_include_jti").and_then(Value::as_bool).unwrap_or(false),
+    });
+    Ok(types::Entry {
+        id: text("entry_id"),
+        spiffe_id: parse("spiffe_id")?,
+        parent_id: parse("parent_id")?,
+        selectors: members
+            .get("selectors")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .map(|s| types::Selector { r#type: part(s, "type"), value: part(s, "value") })
+            .collect(),
+        x509_svid_ttl: i32::try_from(number("x509_svid_ttl")).map_err(|_| "x509_svid_ttl is out of range")?,
+        jwt_svid_ttl: i32::try_from(number("jwt_svid_ttl")).map_err(|_| "jwt_svid_ttl is out of range")?,
+        federates_with: list("federates_with"),
+        admin: flag("admin"),
+        downstream: flag("downstream"),
+        expires_at: number("entryExpiry"),
+        dns_names: list("dns_names"),
+        revision_number: 0,
+        store_svid: flag("store_svid"),
+        hint: text("hint"),
+        created_at: 0,
+        additional_attributes: extra,
+    })
+}

@@ -1,0 +1,161 @@
+//! `countersign x509 mint`, `countersign jwt mint`: identities without an agent, for administrators.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use countersign_identity::key::KeyType;
+use countersign_identity::{SpiffeId, pem};
+use countersign_plugins::keys::KeyPair;
+use countersign_wire::bundle_api::GetBundleRequest;
+use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::svid::svid_client::SvidClient;
+use countersign_wire::svid::{MintJwtsvidRequest, MintX509svidRequest};
+use countersign_wire::{bundle, id};
+use serde_json::json;
+
+use crate::client::ServerSocket;
+use crate::output::{self, Failure, Outcome, OutputArgs, time};
+
+/// `countersign x509 …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum X509 {
+    /// Mint an X509-SVID with a new key
+    Mint(MintX509),
+}
+
+/// `countersign jwt …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Jwt {
+    /// Mint a JWT-SVID
+    Mint(MintJwt),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MintX509 {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The identity
+    #[arg(long, value_name = "ID")]
+    spiffe_id: SpiffeId,
+    /// Lifetime in seconds [default: the server's]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    ttl: i32,
+    /// A DNS name; repeat for more
+    #[arg(long = "dns", value_name = "NAME")]
+    dns_names: Vec<String>,
+    /// Write svid.pem, key.pem and bundle.pem into this directory instead of printing them
+    #[arg(long, value_name = "DIRECTORY")]
+    write: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MintJwt {
+    #[command(flatten)]
+    socket: ServerSocket,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The identity
+    #[arg(long, value_name = "ID")]
+    spiffe_id: SpiffeId,
+    /// Who the token is for; repeat for more
+    #[arg(long, value_name = "AUDIENCE", required = true)]
+    audience: Vec<String>,
+    /// Lifetime in seconds [default: the server's]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    ttl: i32,
+    /// Write the token into this file instead of printing it
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+impl X509 {
+    pub(crate) async fn run(self) -> Outcome {
+        let Self::Mint(command) = self;
+        let failed = |e: String| Failure::new(format!("unable to mint SVID: {e}"));
+        let pair = KeyPair::generate(KeyType::EcP256).map_err(|e| failed(e.to_string()))?;
+        let csr = pair.request(Some(&command.spiffe_id), &command.dns_names).map_err(|e| failed(e.to_string()))?;
+        let channel = command.socket.connect().await?;
+        let request = MintX509svidRequest { csr, ttl: command.ttl };
+        let svid = SvidClient::new(channel.clone()).mint_x509svid(request).await?.into_inner().svid.unwrap_or_default();
+        let own = BundleClient::new(channel).get_bundle(GetBundleRequest { output_mask: None }).await?.into_inner();
+        let own = bundle::from_wire(&own).map_err(|e| failed(e.to_string()))?;
+        let chain: String = svid.cert_chain.iter().map(|der| pem::write("CERTIFICATE", der)).collect();
+        let key = pem::write("PRIVATE KEY", pair.pkcs8());
+        if command.ttl > 0 {
+            note_if_capped("X509-SVID", svid.expires_at, command.ttl);
+        }
+        if let Some(directory) = command.write {
+            let said = [
+                ("X509-SVID", "svid.pem", chain, 0o644),
+                ("Private key", "key.pem", key, 0o600),
+                ("Root CAs", "bundle.pem", own.to_pem(), 0o644),
+            ];
+            for (what, name, text, mode) in said {
+                let path = directory.join(name);
+                write_file(&path, text.as_bytes(), mode)?;
+                output::line(&format!("{what} written to {}", path.display()));
+            }
+            return Ok(());
+        }
+        use base64::Engine as _;
+        let encode = |der: &[u8]| base64::engine::general_purpose::STANDARD.encode(der);
+        command.output.show(
+            || {
+                json!({
+                    "x509_svid": svid.cert_chain.iter().map(|d| encode(d)).collect::<Vec<_>>(),
+                    "private_key": encode(pair.pkcs8()),
+                    "root_cas": own.x509_authorities().iter().map(|a| encode(a.certificate.der())).collect::<Vec<_>>(),
+                })
+            },
+            || format!("X509-SVID:\n{chain}\nPrivate key:\n{key}\nRoot CAs:\n{}", own.to_pem()),
+        );
+        Ok(())
+    }
+}
+
+impl Jwt {
+    pub(crate) async fn run(self) -> Outcome {
+        let Self::Mint(command) = self;
+        let request = MintJwtsvidRequest { id: Some(id::to_wire(&command.spiffe_id)), audience: command.audience, ttl: command.ttl };
+        let svid = SvidClient::new(command.socket.connect().await?).mint_jwtsvid(request).await?.into_inner().svid.unwrap_or_default();
+        if command.ttl > 0 {
+            note_if_capped("JWT-SVID", svid.expires_at, command.ttl);
+        }
+        if let Some(path) = command.write {
+            write_file(&path, svid.token.as_bytes(), 0o600)?;
+            output::line(&format!("JWT-SVID written to {}", path.display()));
+            return Ok(());
+        }
+        command.output.show(
+            || json!({"svid": {"token": svid.token, "expires_at": svid.expires_at.to_string(), "issued_at": svid.issued_at.to_string()}}),
+            || format!("{}\n", svid.token),
+        );
+        Ok(())
+    }
+}
+
+fn note_if_capped(what: &str, expires_at: i64, ttl: i32) {
+    let now = ::time::OffsetDateTime::now_utc().unix_timestamp();
+    // A few seconds may pass between issuance and here.
+    if expires_at + 5 < now + i64::from(ttl) {
+        output::note(&format!("{what} lifetime was capped shorter than specified ttl; expires {:?}", time(expires_at)));
+    }
+}
+
+/// Writes a file beside its place and moves it there, so that nobody reads half of it.
+pub(super) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::new(format!("cannot write `{}`: {e}", path.display()));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&temporary, path).map_err(failed)
+}

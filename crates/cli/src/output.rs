@@ -1,0 +1,119 @@
+//! What commands print: tables for people, JSON for programs. A closed pipe ends the output, not the program in a panic.
+
+use std::fmt;
+use std::io::Write as _;
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+/// What a command failed with: a sentence for whoever typed it.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+/// The result of a command.
+pub(crate) type Outcome = Result<(), Failure>;
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A gRPC status is said in its own words; the code only where it says more.
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        Self(format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people.
+    Table,
+    /// For programs; proto field names, 64-bit integers as strings.
+    Json,
+}
+
+/// The option every command with a result has.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Form of the output
+    #[arg(long, value_enum, default_value = "table", value_name = "FORM")]
+    pub(crate) output: Form,
+}
+
+impl OutputArgs {
+    /// Prints a result in the form asked for.
+    pub(crate) fn show(self, json: impl FnOnce() -> Value, table: impl FnOnce() -> String) {
+        match self.output {
+            Form::Json => line(&json().to_string()),
+            Form::Table => text(&table()),
+        }
+    }
+}
+
+/// A line on standard output.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Text on standard output, as it is.
+pub(crate) fn text(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+/// A line on standard error.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// An error on standard error.
+pub(crate) fn error(text: &str) {
+    note(&format!("Error: {text}"));
+}
+
+/// Lines of `label : value`, labels padded to the same width.
+pub(crate) struct Block {
+    width: usize,
+    text: String,
+}
+
+impl Block {
+    pub(crate) fn new(width: usize) -> Self {
+        Self { width, text: String::new() }
+    }
+
+    pub(crate) fn row(&mut self, label: &str, value: impl fmt::Display) {
+        use std::fmt::Write as _;
+        let _ = writeln!(self.text, "{label:<width$}: {value}", width = self.width);
+    }
+
+    pub(crate) fn finish(self) -> String {
+        self.text + "\n"
+    }
+}
+
+/// `1 entry`, `2 entries`.
+pub(crate) fn count(n: usize, one: &str, many: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
+}
+
+/// A time as people read it; nothing for 0.
+pub(crate) fn time(secs: i64) -> String {
+    countersign_identity::Timestamp::from_secs(secs).rfc3339()
+}

@@ -1,0 +1,1 @@
+//! The same start-up functions, in one process, on a clock that can be moved.
