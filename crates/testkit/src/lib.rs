@@ -1,5 +1,6 @@
-//! Fakes and test-only bulk: what stands in for the world while our own code runs unchanged.
-//!
-//! A dev-dependency and nothing else: no product crate may depend on it, and nothing in it is ever shipped.
+//! What tests need and the product must never contain: a whole trust domain in one process, virtual time, a disk that loses
+//! power. A dev-dependency of the other crates, never an ordinary one.
 
+pub mod clock;
+pub mod domain;
 pub mod powerloss;
