@@ -19,13 +19,10 @@ const FILES: &[&str] = &[
 ];
 
 /// Writes the generated code below `out`, one file a package, and the descriptor of the Workload API for reflection.
-pub fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(out)?;
     let all = protox::compile(FILES, [proto])?;
-    tonic_prost_build::configure()
-        .out_dir(out)
-        .emit_rerun_if_changed(false)
-        .compile_fds(all)?;
+    tonic_prost_build::configure().out_dir(out).emit_rerun_if_changed(false).compile_fds(all)?;
     let workload = protox::compile(["workload.proto"], [proto])?;
     std::fs::write(out.join("workload.fds"), workload.encode_to_vec())?;
     Ok(())

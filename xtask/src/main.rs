@@ -1,2 +1,85 @@
-fn main() { let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".."); generate::generate(&root.join("crates/wire/proto"), &root.join("crates/wire/src/gen")).unwrap(); }
+//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `ci`.
+
 mod generate;
+mod prepare;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// What went wrong, for whoever typed the command.
+type Failure = Box<dyn std::error::Error>;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  test    prepare what the tests need, then run all of them
+  check   formatting, lints, house rules, dependencies
+  tidy    the house rules alone
+  gen     generate the code of crates/wire/proto again
+  bless   rewrite golden files after a change that was meant
+  ci      test, then check
+";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let done = match command.as_str() {
+        "test" => test(),
+        "check" => check(),
+        "tidy" => tidy::run(&root()),
+        "gen" => generate::generate(&root().join("crates/wire/proto"), &root().join("crates/wire/src/gen")),
+        "bless" => bless(),
+        "ci" => test().and_then(|()| check()),
+        _ => Err(USAGE.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("xtask {command}: {failure}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "automation talks to people")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap_or_else(|_| PathBuf::from("."))
+}
+
+/// Runs a program in the checkout; its output goes where ours goes.
+fn run(program: &str, arguments: &[&str], environment: &[(&str, &Path)]) -> Result<(), Failure> {
+    say(&format!("$ {program} {}", arguments.join(" ")));
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    let status = command.status().map_err(|e| format!("cannot run `{program}`: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{program} {}` failed: {status}", arguments.join(" ")).into()) }
+}
+
+fn test() -> Result<(), Failure> {
+    let prepared = prepare::everything(&root())?;
+    run("cargo", &["build", "--workspace", "--all-targets", "--locked"], &[])?;
+    let environment: Vec<(&str, &Path)> = prepared.environment.iter().map(|(name, path)| (*name, path.as_path())).collect();
+    run("cargo", &["test", "--workspace", "--locked", "--no-fail-fast"], &environment)
+}
+
+fn check() -> Result<(), Failure> {
+    run("cargo", &["fmt", "--all", "--check"], &[])?;
+    run("cargo", &["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"], &[])?;
+    tidy::run(&root())?;
+    let deny = prepare::cargo_deny(&root())?;
+    let program = deny.display().to_string();
+    // Advisories need a database that is fetched from the network; it is looked at where there is one, see CONTRIBUTING.md.
+    run(&program, &["--locked", "--offline", "check", "bans", "licenses", "sources"], &[])
+}
+
+fn bless() -> Result<(), Failure> {
+    generate::generate(&root().join("crates/wire/proto"), &root().join("crates/wire/src/gen"))?;
+    run("cargo", &["test", "--workspace"], &[("UPDATE_EXPECT", Path::new("1"))])
+}

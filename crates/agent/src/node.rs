@@ -1,6 +1,6 @@
 //! The agent's own identity: attested once, renewed at half of its life, kept on disk before it is used.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -89,6 +89,8 @@ pub(crate) struct Node {
     random: SharedRandom,
     /// The bundle the server is verified with: cached, or from the bootstrap source.
     bundles: SharedBundles,
+    /// Held while the SVID's file is written; the serial number in it was forgotten and is never written again.
+    forgotten: Mutex<Option<String>>,
 }
 
 impl Node {
@@ -103,6 +105,7 @@ impl Node {
             clock,
             random,
             bundles: Arc::new(ArcSwap::default()),
+            forgotten: Mutex::default(),
         }
     }
 
@@ -249,6 +252,10 @@ impl Node {
 
     /// Writes the SVID and the bundle to disk.
     pub(crate) fn keep(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if forgotten.as_ref() == Some(&svid.serial_number) {
+            return Ok(());
+        }
         let mut data = self.files.agent_data().unwrap_or_default();
         data.svid.clone_from(&svid.chain);
         data.reattestable = svid.reattestable;
@@ -259,7 +266,9 @@ impl Node {
     }
 
     /// Forgets the SVID: it counts no longer, and must not be tried again at the next start.
-    pub(crate) fn forget(&self) -> Result<(), NodeError> {
+    pub(crate) fn forget(&self, svid: Option<&NodeSvid>) -> Result<(), NodeError> {
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        *forgotten = svid.map(|s| s.serial_number.clone());
         let mut data = self.files.agent_data().unwrap_or_default();
         data.svid.clear();
         Ok(self.files.agent_data_put(&data)?)

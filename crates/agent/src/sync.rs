@@ -204,7 +204,7 @@ impl Sync {
     }
 
     fn forget(&self) {
-        if let Err(error) = self.node.forget() {
+        if let Err(error) = self.node.forget(self.svid().as_deref()) {
             tracing::error!(%error, "Could not remove the SVID from disk");
         }
     }

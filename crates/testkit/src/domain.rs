@@ -245,16 +245,21 @@ impl Domain {
         if self.server.is_some() {
             std::fs::write(dir.join("bundle.pem"), self.bundle().await?.to_pem())?;
         }
+        let text = self.agent_configuration(name, token, extra);
+        Ok(countersign_agent::Config::read(countersign_config::parse("agent.conf", &text)?)?)
+    }
+
+    /// The configuration of an agent as text.
+    pub fn agent_configuration(&self, name: &str, token: Option<&str>, extra: &str) -> String {
         let token = token.map_or_else(String::new, |t| format!("join_token = \"{t}\"\n"));
-        let text = format!(
+        format!(
             "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n \
              socket_path = \"{dir}/agent.sock\"\n data_dir = \"{dir}\"\n trust_bundle_path = \"{dir}/bundle.pem\"\n {token} {extra}\n}}\n\
              plugins {{\n KeyManager \"disk\" {{\n plugin_data {{\n directory = \"{dir}\"\n }}\n }}\n NodeAttestor \"join_token\" {{\n \
              plugin_data {{}}\n }}\n WorkloadAttestor \"unix\" {{\n plugin_data {{}}\n }}\n}}\n",
             port = self.port,
-            dir = dir.display()
-        );
-        Ok(countersign_agent::Config::read(countersign_config::parse("agent.conf", &text)?)?)
+            dir = self.directory().join(name).display()
+        )
     }
 
     /// Starts an agent with a new token and the alias `spiffe://example.org/node/<name>`.

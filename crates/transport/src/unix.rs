@@ -1,5 +1,7 @@
 //! Unix sockets: listening, and handing each connection on with its peer.
 
+mod authority;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -100,6 +102,7 @@ pub fn listen(path: &Path, directory_mode: u32, socket_mode: u32) -> Result<Unix
 pub struct Connection {
     stream: UnixStream,
     peer: Peer,
+    authority: authority::Authority,
     _place: Place,
 }
 
@@ -133,7 +136,7 @@ pub fn incoming(listener: UnixListener) -> ReceiverStream<io::Result<Connection>
                 tracing::warn!(uid = peer.uid, "Connection refused, too many are open");
                 continue;
             };
-            if sender.send(Ok(Connection { stream, peer, _place: place })).await.is_err() {
+            if sender.send(Ok(Connection { stream, peer, authority: authority::Authority::default(), _place: place })).await.is_err() {
                 return;
             }
         }
@@ -187,7 +190,10 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.authority.pass(buf.filled_mut().get_mut(before..).unwrap_or_default());
+        read
     }
 }
 

@@ -110,6 +110,15 @@ impl Children {
         }
     }
 
+    /// Why a part has ended, if one has.
+    pub(crate) fn ended(&mut self) -> Option<Failure> {
+        let roles = [(&mut self.server, "server"), (&mut self.agent, "agent")];
+        roles.into_iter().find_map(|(part, role)| {
+            let part = part.as_mut()?;
+            matches!(part.child.try_wait(), Ok(Some(_))).then(|| part.why(role))
+        })
+    }
+
     /// Stops the agent, then the server.
     pub(crate) async fn stop(mut self) {
         for part in [self.agent.take(), self.server.take()].into_iter().flatten() {

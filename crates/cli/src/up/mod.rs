@@ -42,6 +42,7 @@ impl Up {
         let you = match raised {
             Ok(you) => you,
             Err(failure) => {
+                let failure = children.ended().unwrap_or(failure);
                 children.stop().await;
                 return Err(failure);
             }

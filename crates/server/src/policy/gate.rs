@@ -107,19 +107,23 @@ impl Gate {
             return Err(self.refuse(method, &proof, None));
         }
         let snapshot = self.store.snapshot();
+        let now = self.clock.now();
+        // The handshake looked at the certificate once; the connection may have outlived it since.
+        let in_force = proof.identity().is_some_and(|identity| identity.not_after >= now);
         if allows(Kind::Admin)
+            && in_force
             && (proof.spiffe_id().is_some_and(|id| self.admin_ids.contains(id))
-                || proof.has_entry(&snapshot, |e| e.admin && !e.is_expired(self.clock.now())))
+                || proof.has_entry(&snapshot, |e| e.admin && !e.is_expired(now)))
         {
             return let_through(Kind::Admin);
         }
-        if allows(Kind::Downstream) && proof.has_entry(&snapshot, |e| e.downstream && !e.is_expired(self.clock.now())) {
+        if allows(Kind::Downstream) && in_force && proof.has_entry(&snapshot, |e| e.downstream && !e.is_expired(now)) {
             return let_through(Kind::Downstream);
         }
         if allows(Kind::Agent)
             && let Some(identity) = proof.identity()
         {
-            return match judge_agent(snapshot.node(&identity.spiffe_id).map(Arc::as_ref), identity, self.clock.now()) {
+            return match judge_agent(snapshot.node(&identity.spiffe_id).map(Arc::as_ref), identity, now) {
                 Ok(Standing::Current) => let_through(Kind::Agent),
                 Ok(Standing::Renewed) => {
                     self.activate(identity).await.map_err(|e| status::store(&e))?;

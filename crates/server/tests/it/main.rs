@@ -1,0 +1,17 @@
+//! The server through its wire API only: a real server in this process, real sockets, real TLS, virtual time where time matters.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod entries;
+mod listings;
+mod refusals;
+mod services;
+mod world;

@@ -1,0 +1,136 @@
+//! Every command once, as its user types it.
+
+use crate::support::Up;
+
+#[test]
+fn the_commands_of_an_administrator_do_what_they_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let up = Up::start(directory.path());
+    let node = "spiffe://example.org/up/node";
+
+    let created = up.json(&[
+        "entry",
+        "create",
+        "--parent-id",
+        node,
+        "--spiffe-id",
+        "spiffe://example.org/web",
+        "--selector",
+        "unix:uid:4000000",
+        "--dns",
+        "web.test",
+        "--hint",
+        "w",
+    ]);
+    let id = created["results"][0]["entry"]["id"].as_str().unwrap().to_owned();
+    let shown = up.ok(&["entry", "show", "--entry-id", &id]);
+    assert!(shown.starts_with("Found 1 entry\nEntry ID                : "), "{shown}");
+    assert!(
+        shown.contains("Selector                : unix:uid:4000000\nDNS name                : web.test\nHint                    : w\n"),
+        "{shown}"
+    );
+    let again =
+        up.run(&["entry", "create", "--parent-id", node, "--spiffe-id", "spiffe://example.org/web", "--selector", "unix:uid:4000000"]);
+    assert!(!again.status.success());
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        error.contains("(code: AlreadyExists, msg: \"similar entry already exists\")")
+            && error.ends_with("Error: failed to create one or more entries\n"),
+        "{error}"
+    );
+    assert_eq!(up.ok(&["entry", "delete", "--entry-id", &id]), format!("Deleted entry with ID: {id}\n"));
+    assert!(!up.run(&["entry", "show", "--entry-id", &id]).status.success());
+
+    let token = up.ok(&["token", "generate", "--spiffe-id", "spiffe://example.org/n"]);
+    assert!(token.starts_with("Token: "), "{token}");
+    assert!(up.ok(&["agent", "list"]).starts_with("Found 1 attested agent:\n"));
+    assert_eq!(up.ok(&["healthcheck", "server"]), "Server is healthy.\n");
+    assert_eq!(up.ok(&["healthcheck", "agent"]), "Agent is healthy.\n");
+
+    let bundle = up.ok(&["bundle", "show"]);
+    assert!(bundle.starts_with("-----BEGIN CERTIFICATE-----\n"));
+    let spiffe = up.ok(&["bundle", "show", "--format", "spiffe"]);
+    assert!(spiffe.contains("\"x509-svid\"") && spiffe.contains("\"jwt-svid\"") && spiffe.contains("\"spiffe_sequence\""), "{spiffe}");
+    let foreign = directory.path().join("foreign.json");
+    std::fs::write(&foreign, &spiffe).unwrap();
+    assert_eq!(
+        up.ok(&["bundle", "set", "--id", "other.test", "--format", "spiffe", "--path", &foreign.display().to_string()]),
+        "bundle set.\n"
+    );
+    assert_eq!(up.ok(&["bundle", "count"]), "2 bundles\n");
+    assert!(up.ok(&["bundle", "list"]).contains("* other.test\n"));
+    assert_eq!(up.ok(&["bundle", "delete", "--id", "other.test"]), "bundle deleted.\n");
+
+    let out = directory.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    up.ok(&["x509", "mint", "--spiffe-id", "spiffe://example.org/minted", "--write", &out.display().to_string()]);
+    for name in ["svid.pem", "key.pem", "bundle.pem"] {
+        assert!(out.join(name).is_file(), "{name}");
+    }
+    let verified = std::process::Command::new("openssl")
+        .args(["verify", "-CAfile"])
+        .arg(out.join("bundle.pem"))
+        .arg(out.join("svid.pem"))
+        .output()
+        .expect("openssl is installed; `cargo xtask test` does it");
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let token = up.ok(&["jwt", "mint", "--spiffe-id", "spiffe://example.org/minted", "--audience", "a"]);
+    let checked = up.ok(&["validate", "jwt", "--audience", "a", "--svid", token.trim()]);
+    assert!(checked.starts_with("SVID is valid.\nSPIFFE ID : spiffe://example.org/minted\n"), "{checked}");
+    let refused = up.run(&["validate", "jwt", "--audience", "b", "--svid", token.trim()]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("expected audience in"), "{refused:?}");
+
+    up.ok(&["fetch", "x509", "--write", &out.display().to_string()]);
+    assert!(out.join("svid.0.pem").is_file() && out.join("bundle.0.pem").is_file());
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(out.join("svid.0.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(up.ok(&["fetch", "bundle"]).starts_with("spiffe://example.org\n-----BEGIN CERTIFICATE-----\n"));
+
+    assert_eq!(up.ok(&["logger", "set", "--level", "debug"]), "Logger Level : debug\nLaunch Level : info\n");
+    assert_eq!(up.ok(&["logger", "reset"]), "Logger Level : info\nLaunch Level : info\n");
+
+    let records = up.json(&["log", "issued", "--id", "spiffe://example.org/minted"]);
+    let kinds: Vec<&str> = records["records"].as_array().unwrap().iter().map(|r| r["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["MINTED_X509", "MINTED_JWT"]);
+    assert!(records["records"][0]["actor"].as_str().unwrap().starts_with("uid "), "{records}");
+
+    let backup = directory.path().join("copy.sqlite3");
+    let configuration = directory.path().join("server.conf").display().to_string();
+    up.ok(&["store", "backup", "--config", &configuration, &backup.display().to_string()]);
+    let running = up.run(&["store", "restore", "--config", &configuration, &backup.display().to_string()]);
+    assert!(!running.status.success() && String::from_utf8_lossy(&running.stderr).contains("in use by another server"), "{running:?}");
+    for role in ["server", "agent"] {
+        let configuration = directory.path().join(format!("{role}.conf")).display().to_string();
+        up.ok(&[role, "validate", "--config", &configuration]);
+    }
+    up.stop();
+
+    let copies = std::process::Command::new(crate::support::countersign())
+        .args(["store", "restore", "--config", &configuration])
+        .arg(&backup)
+        .output()
+        .unwrap();
+    assert!(copies.status.success(), "{}", String::from_utf8_lossy(&copies.stderr));
+    let up = Up::start(directory.path());
+    up.ok(&["whoami"]);
+    up.stop();
+}
+
+#[test]
+fn a_banned_agent_stops_and_an_evicted_one_joins_again_with_a_new_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut up = Up::start(directory.path());
+    let agents = up.json(&["agent", "list"]);
+    let id = format!("spiffe://example.org{}", agents["agents"][0]["id"]["path"].as_str().unwrap());
+    assert_eq!(up.ok(&["agent", "ban", "--spiffe-id", &id]), "Agent banned successfully\n");
+    let (code, error) = up.ended();
+    assert_eq!(code, Some(1));
+    assert!(error.contains("banned"), "{error}");
+    drop(up);
+    // Under `up` the node gets a new token at each start, and so a new name.
+    let up = Up::start(directory.path());
+    assert_eq!(up.ok(&["agent", "evict", "--spiffe-id", &id]), "Agent evicted successfully\n");
+    assert_eq!(up.json(&["agent", "count"])["count"], 1);
+    up.ok(&["whoami"]);
+    up.stop();
+}

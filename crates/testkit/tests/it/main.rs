@@ -1,0 +1,17 @@
+//! Real clients, and the real binary as its user runs it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod clients;
+mod commands;
+mod crash;
+mod support;
+mod up;

@@ -1,0 +1,100 @@
+//! What the tests need from outside: Debian packages, and real clients from PyPI and the Go module proxy, inside the
+//! target folder. Fails loudly when something is missing; never skips.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::{Failure, run, say};
+
+/// Debian packages, with a program of each by which its presence is known.
+const DEBIAN: &[(&str, &str)] =
+    &[("openssl", "openssl"), ("python3", "python3"), ("python3-venv", "python3"), ("gcc", "cc"), ("util-linux", "unshare")];
+
+/// Version of the Python client.
+const SPIFFE_PY: &str = "spiffe==0.3.2";
+/// Version of the dependency checker.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Where the prepared parts are, for the tests.
+pub(crate) struct Prepared {
+    pub(crate) environment: Vec<(&'static str, PathBuf)>,
+}
+
+/// Prepares everything.
+pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
+    debian()?;
+    let python = python_client(root)?;
+    let go = go_client(root)?;
+    Ok(Prepared { environment: vec![("COUNTERSIGN_TEST_PYTHON", python), ("COUNTERSIGN_TEST_GO_CLIENT", go)] })
+}
+
+fn has(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(program).is_file()))
+}
+
+/// Installs missing Debian packages as root; otherwise says the one command that does.
+fn debian() -> Result<(), Failure> {
+    let mut missing: Vec<&str> = DEBIAN.iter().filter(|(_, program)| !has(program)).map(|(package, _)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    say(&format!("These Debian packages are needed and missing: {list}"));
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    if !is_root {
+        return Err(format!("run `sudo apt-get install -y {list}` and try again").into());
+    }
+    run("apt-get", &["update"], &[])?;
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(missing);
+    run("apt-get", &arguments, &[])
+}
+
+/// A virtual environment with the SPIFFE client of PyPI.
+fn python_client(root: &Path) -> Result<PathBuf, Failure> {
+    let environment = root.join("target/clients/python");
+    let python = environment.join("bin/python");
+    let stamp = environment.join(format!("{SPIFFE_PY}.installed"));
+    if stamp.exists() {
+        return Ok(python);
+    }
+    let path = environment.display().to_string();
+    run("python3", &["-m", "venv", "--clear", &path], &[])?;
+    run(&python.display().to_string(), &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SPIFFE_PY], &[])?;
+    std::fs::write(stamp, "")?;
+    Ok(python)
+}
+
+/// The program in `testkit/clients/go`, the source of which says which Go it needs, built with the go-spiffe library.
+fn go_client(root: &Path) -> Result<PathBuf, Failure> {
+    if !has("go") {
+        return Err("Go 1.25 or newer is needed for the tests with go-spiffe, and Debian's is older; install it and try again".into());
+    }
+    let source = root.join("crates/testkit/clients/go");
+    let binary = root.join("target/clients/go-client");
+    say("$ go build (crates/testkit/clients/go)");
+    let built = Command::new("go")
+        .args(["build", "-trimpath", "-o"])
+        .arg(&binary)
+        .arg(".")
+        .current_dir(&source)
+        .env("GOFLAGS", "-mod=mod")
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|e| format!("cannot run `go`: {e}"))?;
+    if built.success() { Ok(binary) } else { Err("building the Go client failed".into()) }
+}
+
+/// The dependency checker, installed into the target folder when it is not there.
+pub(crate) fn cargo_deny(root: &Path) -> Result<PathBuf, Failure> {
+    let tools = root.join("target/tools");
+    let program = tools.join("bin/cargo-deny");
+    let version = Command::new(&program).arg("--version").output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+    if version.is_ok_and(|v| v.contains(CARGO_DENY)) {
+        return Ok(program);
+    }
+    let path = tools.display().to_string();
+    run("cargo", &["install", "cargo-deny", "--locked", "--debug", "--version", CARGO_DENY, "--root", &path], &[])?;
+    Ok(program)
+}
