@@ -30,7 +30,8 @@ impl<T: Ord> SetMatch<T> {
     pub(crate) fn matches(&self, has: &BTreeSet<T>) -> bool {
         match self {
             Self::Exact(wanted) => has == wanted,
-            Self::Subset(wanted) => has.is_subset(wanted),
+            // SPIRE looks at what has something of this sort only: who federates with nobody is not found by a subset.
+            Self::Subset(wanted) => !has.is_empty() && has.is_subset(wanted),
             Self::Superset(wanted) => has.is_superset(wanted),
             Self::Any(wanted) => !has.is_disjoint(wanted),
         }

@@ -10,8 +10,10 @@
     reason = "tests"
 )]
 
+mod attestation;
 mod entries;
 mod listings;
+mod nodes;
 mod refusals;
 mod services;
 mod world;

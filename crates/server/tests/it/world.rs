@@ -214,3 +214,18 @@ pub async fn delete(domain: &Domain, id: &str) -> Result<(), types::Status> {
 pub async fn list(domain: &Domain) -> Vec<types::Entry> {
     entries(domain).await.list_entries(entry_api::ListEntriesRequest::default()).await.unwrap().into_inner().entries
 }
+
+/// A request whose signature is another key's.
+pub fn forged_request() -> Vec<u8> {
+    let (owner, thief) = (key(), key());
+    let info = countersign_identity::csr::request_info(owner.public_key(), None, &[]);
+    let signature = thief.sign(thief.algorithm(), &info).unwrap();
+    countersign_identity::csr::assemble(&info, thief.algorithm(), &signature)
+}
+
+/// How to open the domain's store beside or instead of its server.
+pub fn store_options(domain: &Domain) -> countersign_store::Options {
+    let clock = Arc::clone(&domain.clock);
+    let path = domain.directory().join("server/store.sqlite3");
+    countersign_store::Options { path, vfs: None, now: Arc::new(move || clock.now()) }
+}

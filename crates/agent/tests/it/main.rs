@@ -1,0 +1,23 @@
+//! The agent from outside: real agents and servers in this process, workloads in this one and in others.
+//!
+//! Every requirement on a Workload API endpoint has a test with its number in the name; `requirements.rs` fails when one is
+//! missing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod bundles;
+mod callers;
+mod endpoint;
+mod jwt_svid;
+mod push;
+mod requirements;
+mod support;
+mod x509_svid;

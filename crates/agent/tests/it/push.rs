@@ -1,0 +1,1 @@
+//! Changes arrive on open streams.
