@@ -222,6 +222,10 @@ async fn join(node: &Node, clock: &SharedClock) -> Result<Arc<NodeSvid>, AgentEr
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
                 sleep(clock.as_ref(), retry).await;
                 retry = (retry * 2).min(JOIN_RETRY_MAX);
+                // A clock that was ahead at the start may have been corrected meanwhile.
+                if let Some(svid) = node.load()? {
+                    return Ok(svid);
+                }
             }
         }
     }

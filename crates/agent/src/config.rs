@@ -120,6 +120,9 @@ impl Config {
         let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
         let socket_path = match agent.string("socket_path")? {
             Some(text) => {
+                if text.value.starts_with("unix:") || text.value.starts_with("tcp:") {
+                    return Err(text.error("expected a path").hint("the agent listens on a Unix socket only; leave out the scheme"));
+                }
                 text.parse(|t| unix::check_path(Path::new(t)))?;
                 PathBuf::from(text.value)
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use countersign_identity::rotation::renew_at;
+use countersign_identity::rotation::next_renewal;
 use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
@@ -24,9 +24,17 @@ struct Kept {
     token: Arc<str>,
     spiffe_id: countersign_identity::SpiffeId,
     ttl: Option<std::time::Duration>,
+    issued_at: Timestamp,
     expires_at: Timestamp,
     renew_at: Timestamp,
     used: u64,
+}
+
+impl Kept {
+    /// So near its end that whoever it is presented to may refuse it: the last fifth of its life.
+    fn is_nearly_over(&self, now: Timestamp) -> bool {
+        self.expires_at.since(now) < self.expires_at.since(self.issued_at) / 5
+    }
 }
 
 #[derive(Default)]
@@ -77,25 +85,36 @@ impl Jwts {
         sorted.sort_unstable();
         let key = Key { entry_id: entry.id.clone(), audience: sorted };
         let now = self.clock.now();
-        if let Some(kept) = self.find(&key, entry, now) {
+        let kept = self.find(&key, entry, now);
+        if let Some(kept) = &kept
+            && !kept.is_nearly_over(now)
+        {
             if kept.renew_at <= now {
                 self.renew_behind(key, entry, audience, facts);
             }
-            return Ok(kept.token);
+            return Ok(Arc::clone(&kept.token));
         }
+        match self.fetch_new(key, entry, audience, facts).await {
+            Ok(token) => Ok(token),
+            // A token with a little life left is better than none.
+            Err(status) => kept.map(|k| k.token).ok_or(status),
+        }
+    }
+
+    async fn fetch_new(&self, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) -> Result<Arc<str>, Status> {
         let turn = Arc::clone(self.lock().fetching.entry(key.clone()).or_default());
         let alone = turn.lock().await;
+        let over = Over { jwts: self, key: &key, turn: &turn };
         // Whoever was first may have brought it.
-        if let Some(kept) = self.find(&key, entry, self.clock.now()) {
+        let now = self.clock.now();
+        if let Some(kept) = self.find(&key, entry, now).filter(|k| !k.is_nearly_over(now)) {
             return Ok(kept.token);
         }
-        let issued = self.issue(entry, audience, facts).await;
-        let mut tokens = self.lock();
-        tokens.fetching.remove(&key);
-        drop(alone);
-        let kept = issued?;
+        let kept = self.issue(entry, audience, facts).await?;
         let token = Arc::clone(&kept.token);
-        tokens.keep(key, kept, self.max);
+        self.lock().keep(key.clone(), kept, self.max);
+        drop(over);
+        drop(alone);
         Ok(token)
     }
 
@@ -115,13 +134,15 @@ impl Jwts {
         let turn = Arc::clone(self.lock().fetching.entry(key.clone()).or_default());
         let (jwts, entry, audience, facts) = (Arc::clone(self), Arc::clone(entry), audience.to_vec(), Arc::clone(facts));
         tokio::spawn(async move {
-            let Ok(alone) = turn.try_lock() else { return };
-            let issued = jwts.issue(&entry, &audience, &facts).await;
-            let mut tokens = jwts.lock();
-            tokens.fetching.remove(&key);
-            drop(alone);
-            if let Ok(kept) = issued {
-                tokens.keep(key, kept, jwts.max);
+            let Ok(_alone) = turn.try_lock() else { return };
+            let _over = Over { jwts: &jwts, key: &key, turn: &turn };
+            // Whoever was first may have renewed it.
+            let now = jwts.clock.now();
+            if jwts.find(&key, &entry, now).is_some_and(|kept| kept.renew_at > now) {
+                return;
+            }
+            if let Ok(kept) = jwts.issue(&entry, &audience, &facts).await {
+                jwts.lock().keep(key.clone(), kept, jwts.max);
             }
         });
     }
@@ -135,8 +156,9 @@ impl Jwts {
                     token: token.into(),
                     spiffe_id: entry.spiffe_id.clone(),
                     ttl: entry.jwt_svid_ttl,
+                    issued_at,
                     expires_at,
-                    renew_at: renew_at(issued_at, expires_at, self.random.fraction()),
+                    renew_at: next_renewal(self.clock.now(), issued_at, expires_at, self.random.fraction()),
                     used: 0,
                 })
             }
@@ -145,6 +167,22 @@ impl Jwts {
                 tracing::warn!(spiffe_id = %entry.spiffe_id, error = status.message(), "Could not fetch JWT-SVID");
                 Err(status)
             }
+        }
+    }
+}
+
+/// Ends a turn however it goes, also when its caller has gone away.
+struct Over<'a> {
+    jwts: &'a Jwts,
+    key: &'a Key,
+    turn: &'a Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut tokens = self.jwts.lock();
+        if tokens.fetching.get(self.key).is_some_and(|turn| Arc::ptr_eq(turn, self.turn)) {
+            tokens.fetching.remove(self.key);
         }
     }
 }

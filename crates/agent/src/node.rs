@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::renew_at;
+use countersign_identity::rotation::next_renewal;
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
@@ -89,8 +89,20 @@ pub(crate) struct Node {
     random: SharedRandom,
     /// The bundle the server is verified with: cached, or from the bootstrap source.
     bundles: SharedBundles,
-    /// Held while the SVID's file is written; the serial number in it was forgotten and is never written again.
-    forgotten: Mutex<Option<String>>,
+    /// Held while the SVID's file is written.
+    kept: Mutex<Kept>,
+    /// The key of an attestation that has had no answer yet. It is asked with again, because the server repeats its answer
+    /// only to the same key, and a token works only once.
+    asking: Mutex<Option<(usize, Arc<KeyPair>)>>,
+}
+
+/// What the SVID's file holds, so that a late writer cannot bring back what is over.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Serial number of the newest SVID.
+    newest: Option<String>,
+    /// Serial number that was forgotten and is never written again.
+    forgotten: Option<String>,
 }
 
 impl Node {
@@ -105,7 +117,8 @@ impl Node {
             clock,
             random,
             bundles: Arc::new(ArcSwap::default()),
-            forgotten: Mutex::default(),
+            kept: Mutex::default(),
+            asking: Mutex::default(),
         }
     }
 
@@ -117,6 +130,7 @@ impl Node {
     /// Reads what is on disk: the SVID, if it is whole, has its key, and has not ended.
     pub(crate) fn load(&self) -> Result<Option<Arc<NodeSvid>>, NodeError> {
         let data = self.files.agent_data()?;
+        self.check_trust_domain(&data)?;
         let mut cached = Bundle::empty(self.trust_domain.clone());
         for der in &data.bundle {
             // Roots that have ended prove nothing any more; without one the bootstrap source is used again.
@@ -140,6 +154,15 @@ impl Node {
         Ok(svid)
     }
 
+    /// Another trust domain's roots must not vouch for ours.
+    fn check_trust_domain(&self, data: &AgentData) -> Result<(), StateError> {
+        let found = data.svid.first().and_then(|der| Certificate::parse(der).ok()).and_then(|leaf| leaf.spiffe_id());
+        match found.filter(|id| !id.is_member_of(&self.trust_domain)) {
+            Some(id) => Err(self.files.foreign(id.trust_domain_name(), self.trust_domain.name())),
+            None => Ok(()),
+        }
+    }
+
     fn find(&self, data: AgentData) -> Option<Arc<NodeSvid>> {
         let leaf = Certificate::parse(data.svid.first()?).ok()?;
         if leaf.not_after <= self.clock.now() {
@@ -161,7 +184,7 @@ impl Node {
         if leaf.public_key != *pair.public_key() {
             return Err(refuse("is for another key"));
         }
-        let renew_at = renew_at(leaf.not_before, leaf.not_after, self.random.fraction());
+        let renew_at = next_renewal(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction());
         Ok(NodeSvid { id, serial_number: leaf.serial_decimal(), expires_at: leaf.not_after, chain, pair, renew_at, reattestable, slot })
     }
 
@@ -176,19 +199,34 @@ impl Node {
             }
             connected => connected?,
         };
-        let (slot, pair) = self.new_key(held).await?;
-        let csr = pair.request(None, &[])?;
+        // What the node has to show comes before the key: without a token nothing is overwritten.
         let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };
+        let (slot, pair) = self.asking_key(held).await?;
+        let csr = pair.request(None, &[])?;
         let params = attest_agent_request::Params { data: Some(data), params: Some(agent::AgentX509svidParams { csr }) };
         let result = self.converse(channel.clone(), params).await?;
         let chain = result.svid.map(|s| s.cert_chain).unwrap_or_default();
         let svid = Arc::new(self.svid(chain, pair, result.reattestable, slot)?);
         // On disk before anything else: a one-time token has been spent for it.
         self.keep(&svid)?;
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!(spiffe_id = %svid.id, reattestable = svid.reattestable, expires_at = %svid.expires_at, "Node attestation was successful");
-        self.fetch_bundle(channel).await?;
-        self.keep(&svid)?;
+        // The node has joined: whatever happens from here on must not make it ask again.
+        match self.fetch_bundle(channel).await {
+            Ok(()) => self.keep(&svid)?,
+            Err(error) => tracing::warn!(%error, "Could not fetch the bundle, it comes with the entries"),
+        }
         Ok(svid)
+    }
+
+    /// The key to attest with: that of an attempt without answer, or a new one.
+    async fn asking_key(&self, held: Option<&NodeSvid>) -> Result<(usize, Arc<KeyPair>), NodeError> {
+        if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(asking);
+        }
+        let asking = self.new_key(held).await?;
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = Some(asking.clone());
+        Ok(asking)
     }
 
     /// Gets a new SVID for a new key while the present one still counts.
@@ -210,11 +248,19 @@ impl Node {
     }
 
     async fn new_key(&self, held: Option<&NodeSvid>) -> Result<(usize, Arc<KeyPair>), NodeError> {
-        let slot = held.map_or(0, |h| 1 - h.slot.min(1));
+        // Never the slot of the SVID that is held or on disk, even if it seems to have ended: a clock may be wrong.
+        let in_use = held.map(|h| h.slot).or_else(|| self.slot_on_disk());
+        let slot = in_use.map_or(0, |slot| 1 - slot.min(1));
         let name = SLOTS.get(slot).copied().unwrap_or("agent-svid-A");
         self.keys.generate(name, KeyType::EcP256).await?;
         let pair = self.keys.pair(name).ok_or_else(|| KeyManagerError::Missing(name.to_owned()))?;
         Ok((slot, pair))
+    }
+
+    fn slot_on_disk(&self) -> Option<usize> {
+        let data = self.files.agent_data().ok()?;
+        let leaf = Certificate::parse(data.svid.first()?).ok()?;
+        SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))
     }
 
     async fn converse(&self, channel: Channel, params: attest_agent_request::Params) -> Result<attest_agent_response::Result, NodeError> {
@@ -250,12 +296,24 @@ impl Node {
         Ok(())
     }
 
-    /// Writes the SVID and the bundle to disk.
-    pub(crate) fn keep(&self, svid: &NodeSvid) -> Result<(), NodeError> {
-        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        if forgotten.as_ref() == Some(&svid.serial_number) {
+    /// Writes a new SVID and the bundle to disk.
+    fn keep(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.newest = Some(svid.serial_number.clone());
+        self.write(svid)
+    }
+
+    /// Writes the bundle anew beside this SVID, unless a newer one is there by now or it was forgotten.
+    pub(crate) fn keep_bundle(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_newest = kept.newest.as_ref().is_none_or(|newest| *newest == svid.serial_number);
+        if kept.forgotten.as_ref() == Some(&svid.serial_number) || !is_newest {
             return Ok(());
         }
+        self.write(svid)
+    }
+
+    fn write(&self, svid: &NodeSvid) -> Result<(), NodeError> {
         let mut data = self.files.agent_data().unwrap_or_default();
         data.svid.clone_from(&svid.chain);
         data.reattestable = svid.reattestable;
@@ -267,8 +325,8 @@ impl Node {
 
     /// Forgets the SVID: it counts no longer, and must not be tried again at the next start.
     pub(crate) fn forget(&self, svid: Option<&NodeSvid>) -> Result<(), NodeError> {
-        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        *forgotten = svid.map(|s| s.serial_number.clone());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.forgotten = svid.map(|s| s.serial_number.clone());
         let mut data = self.files.agent_data().unwrap_or_default();
         data.svid.clear();
         Ok(self.files.agent_data_put(&data)?)
@@ -278,6 +336,12 @@ impl Node {
     pub(crate) async fn connect(&self, svid: Option<&NodeSvid>) -> Result<Channel, NodeError> {
         let server_id = self.trust_domain.server_id();
         let admit: tls::Admit = Arc::new(move |id| *id == server_id);
+        let known = self.bundles.load().get(self.trust_domain.name()).is_some();
+        if self.bootstrap == Bootstrap::Insecure && !known && svid.is_some() {
+            // Joined, but the bundle did not come with it: fetched as at the first contact.
+            let config = tls::insecure_client_config(Arc::clone(&admit)).map_err(|e| NodeError::Answer(e.to_string()))?;
+            self.fetch_bundle(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?).await?;
+        }
         let known = self.bundles.load().get(self.trust_domain.name()).is_some();
         let config = match (&self.bootstrap, known) {
             (Bootstrap::Insecure, false) => tls::insecure_client_config(admit),

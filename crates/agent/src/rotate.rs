@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::renew_at;
+use countersign_identity::rotation::next_renewal;
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_plugins::keys::KeyPair;
@@ -173,7 +173,11 @@ impl Rotator {
             return;
         };
         let now = self.clock.now();
-        // Renewing what nobody uses ends when there is no room; with room it stays fresh.
+        // What nobody uses is fetched while there is room; what was evicted meanwhile comes back when somebody asks.
+        if identity.svid.is_none() && !self.cache.has_room() && !self.cache.subscribers.concerns(&identity.entry) {
+            self.lock().due.remove(id);
+            return;
+        }
         if let Some(svid) = identity.svid.as_ref().filter(|s| s.renew_at > now) {
             self.lock().set(id, svid.renew_at, 0, Arc::default());
             return;
@@ -233,7 +237,7 @@ impl Rotator {
             chain: chain.concat(),
             key: pair.pkcs8().clone(),
             expires_at: leaf.not_after,
-            renew_at: renew_at(leaf.not_before, leaf.not_after, self.random.fraction()),
+            renew_at: next_renewal(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction()),
             dns_names: entry.dns_names.clone(),
             ttl: entry.x509_svid_ttl,
         }))

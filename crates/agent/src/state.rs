@@ -2,14 +2,13 @@
 //!
 //! Files are 0600 and replaced atomically. Workload keys and SVIDs are in neither.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_identity::pem;
 use countersign_plugins::keys::sha256;
+use countersign_transport::files::replace;
 use countersign_wire::node::FollowResponse;
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -57,6 +56,14 @@ impl Files {
         self.directory.join("agent-data.json")
     }
 
+    /// The files belong to another trust domain.
+    pub(crate) fn foreign(&self, found: &str, configured: &str) -> StateError {
+        StateError {
+            path: self.agent_data_path().display().to_string(),
+            reason: format!("it belongs to trust domain `{found}`, the configuration says `{configured}`; choose another data_dir"),
+        }
+    }
+
     fn follow_path(&self) -> PathBuf {
         self.directory.join("countersign-follow.state")
     }
@@ -76,7 +83,7 @@ impl Files {
     /// Keeps the agent's SVID; returns once it is on disk.
     pub(crate) fn agent_data_put(&self, data: &AgentData) -> Result<(), StateError> {
         let path = self.agent_data_path();
-        replace(&path, render_agent_data(data).as_bytes())
+        replace(&path, render_agent_data(data).as_bytes(), 0o600)
             .map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
     }
 
@@ -107,7 +114,7 @@ impl Files {
         bytes.extend_from_slice(&sha256(&body));
         bytes.extend_from_slice(&body);
         let path = self.follow_path();
-        replace(&path, &bytes).map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
+        replace(&path, &bytes, 0o600).map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
     }
 }
 
@@ -161,17 +168,6 @@ fn read_limited(path: &Path) -> Result<Option<Vec<u8>>, String> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),
     }
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    std::fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

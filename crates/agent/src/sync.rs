@@ -61,6 +61,8 @@ pub(crate) struct Sync {
 struct Current {
     svid: Option<Arc<NodeSvid>>,
     channel: Option<Channel>,
+    /// Counts connections.
+    connection: u64,
 }
 
 /// Why a stream ended.
@@ -96,14 +98,9 @@ impl Sync {
         self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(Arc::clone(svid));
         if let Some(state) = self.files.follow(&svid.serial_number) {
             let entries = state.entries.len();
-            match update(FollowResponse { reset: true, caught_up: true, ..state.clone() }) {
-                Ok(update) => {
-                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = state.cursor;
-                    self.cache.apply(update);
-                    tracing::info!(entries, revision = self.cache.revision(), "Entries and bundles loaded");
-                }
-                Err(reason) => tracing::warn!(reason, "The state file is not usable, starting over"),
-            }
+            self.cache.apply(update(FollowResponse { reset: true, caught_up: true, ..state.clone() }));
+            *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = state.cursor;
+            tracing::info!(entries, revision = self.cache.revision(), "Entries and bundles loaded");
         }
     }
 
@@ -112,8 +109,9 @@ impl Sync {
         self.current.read().unwrap_or_else(PoisonError::into_inner).svid.clone()
     }
 
-    fn channel(&self) -> Option<Channel> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).channel.clone()
+    fn channel(&self) -> Option<(Channel, u64)> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Some((current.channel.clone()?, current.connection))
     }
 
     /// When the server was last heard of.
@@ -132,7 +130,14 @@ impl Sync {
 
     /// Follows the server until the agent cannot go on.
     pub(crate) async fn run(self: Arc<Self>, rotator: Arc<Rotator>) -> Stop {
-        tokio::spawn(Arc::clone(&self).persist());
+        tokio::select! {
+            stop = self.follow_for_ever(&rotator) => stop,
+            // Ends with the agent, so that no file is written after the lock of its directory is given back.
+            never = self.persist() => match never {},
+        }
+    }
+
+    async fn follow_for_ever(&self, rotator: &Arc<Rotator>) -> Stop {
         let mut retry = RETRY_FIRST;
         loop {
             let Some(svid) = self.svid().filter(|s| s.expires_at > self.clock.now()) else {
@@ -141,12 +146,18 @@ impl Sync {
                     Err(stop) => return stop,
                 }
             };
-            match self.follow(&svid, &rotator, &mut retry).await {
+            match self.follow(&svid, rotator, &mut retry).await {
                 Ended::Renewed => {}
                 Ended::Lost(reason) => {
                     tracing::warn!(reason, retry_interval = ?retry, "Lost the server, serving what is held");
                     let wait = retry.mul_f64(0.8 + 0.4 * self.random.fraction());
                     sleep(self.clock.as_ref(), wait).await;
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
+                // An identity is not given up because two clocks differ.
+                Ended::Refused(Reason::AgentExpired) if svid.expires_at > self.clock.now() => {
+                    tracing::warn!(expires_at = %svid.expires_at, "The server says the agent's SVID has ended; do the clocks differ?");
+                    sleep(self.clock.as_ref(), retry).await;
                     retry = (retry * 2).min(RETRY_MAX);
                 }
                 Ended::Refused(Reason::AgentBanned) => {
@@ -166,7 +177,12 @@ impl Sync {
     async fn join_again(&self, why: &str) -> Result<(), Stop> {
         tracing::info!(reason = why, "Agent needs to re-attest; will attempt to re-attest");
         let mut retry = RENEW_RETRY;
+        let had_ended = self.svid().is_some_and(|s| s.expires_at <= self.clock.now());
         loop {
+            if had_ended && self.svid().is_some_and(|s| s.expires_at > self.clock.now()) {
+                tracing::info!("The clock was set back, the agent's SVID counts again");
+                return Ok(());
+            }
             match self.node.attest(self.svid().as_deref()).await {
                 Ok(svid) => {
                     tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
@@ -215,27 +231,35 @@ impl Sync {
             Ok(channel) => channel,
             Err(error) => return Ended::Lost(error.to_string()),
         };
+        // From here on calls use the new connection: once the server has seen the new SVID, the one before counts no longer.
+        {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            current.channel = Some(channel.clone());
+            current.connection += 1;
+        }
         let (out, requests) = mpsc::channel(4);
         let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
         let hello = wire::Hello { cursor, agent_version: self.version.clone() };
         let _ = out.send(FollowRequest { step: Some(follow_request::Step::Hello(hello)) }).await;
-        let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(usize::MAX >> 8);
+        let mut client = NodeClient::new(channel).max_decoding_message_size(usize::MAX >> 8);
         let opened = tokio::time::timeout(ISSUE_TIMEOUT, client.follow(ReceiverStream::new(requests))).await;
         let mut messages = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return ended(&status),
             Err(_) => return Ended::Lost("the server does not answer".to_owned()),
         };
-        // From here on calls use the new connection; those under way on the one before end by themselves.
-        self.current.write().unwrap_or_else(PoisonError::into_inner).channel = Some(channel);
+        let mut renew_at = svid.renew_at;
+        let mut complete = false;
         loop {
             tokio::select! {
                 message = messages.message() => match message {
                     Ok(Some(message)) => {
                         self.heard();
                         *retry = RETRY_FIRST;
-                        if let Err(reason) = self.take(message, rotator) {
-                            return Ended::Lost(format!("the server sent what cannot be used: {reason}"));
+                        let caught_up = self.take(message, rotator);
+                        if caught_up && !complete {
+                            complete = true;
+                            rotator.retry_now();
                         }
                         let _ = self.acknowledge(&out).await;
                     }
@@ -246,17 +270,18 @@ impl Sync {
                     tokio::time::sleep(ACK_DELAY).await;
                     let _ = self.acknowledge(&out).await;
                 }
-                () = self.clock.sleep_until(svid.renew_at) => match self.renew(svid).await {
+                () = self.clock.sleep_until(renew_at) => match self.renew(svid).await {
                     Renewal::Done => return Ended::Renewed,
                     Renewal::Refused(reason) => return Ended::Refused(reason),
                     Renewal::Failed if svid.expires_at <= self.clock.now() => return Ended::Lost("the agent's SVID has ended".to_owned()),
-                    Renewal::Failed => sleep(self.clock.as_ref(), RENEW_RETRY).await,
+                    // Changes arrive meanwhile.
+                    Renewal::Failed => renew_at = self.clock.now().after(RENEW_RETRY),
                 },
             }
         }
     }
 
-    fn take(&self, message: FollowResponse, rotator: &Arc<Rotator>) -> Result<(), String> {
+    fn take(&self, message: FollowResponse, rotator: &Arc<Rotator>) -> bool {
         let cursor = message.cursor.clone();
         let changed = message.reset
             || !(message.entries.is_empty()
@@ -264,7 +289,7 @@ impl Sync {
                 && message.bundles.is_empty()
                 && message.removed_bundles.is_empty());
         let (entries, removed) = (message.entries.len(), message.removed_entries.len());
-        let applied = self.cache.apply(update(message)?);
+        let applied = self.cache.apply(update(message));
         if applied.caught_up && cursor.is_some() {
             *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = cursor;
         }
@@ -273,10 +298,7 @@ impl Sync {
             self.dirty.notify_one();
         }
         rotator.want_entries(&applied.wanted);
-        if applied.caught_up {
-            rotator.retry_now();
-        }
-        Ok(())
+        applied.caught_up
     }
 
     async fn acknowledge(&self, out: &mpsc::Sender<FollowRequest>) -> Result<(), ()> {
@@ -309,7 +331,7 @@ impl Sync {
     }
 
     /// Writes what is followed to disk whenever it has changed.
-    async fn persist(self: Arc<Self>) {
+    async fn persist(&self) -> std::convert::Infallible {
         loop {
             self.dirty.notified().await;
             tokio::time::sleep(PERSIST_DELAY).await;
@@ -325,7 +347,7 @@ impl Sync {
             };
             let (files, node, serial) = (self.files.clone(), Arc::clone(&self.node), svid.serial_number.clone());
             let written = tokio::task::spawn_blocking(move || {
-                let kept = node.keep(&svid).map_err(|e| e.to_string());
+                let kept = node.keep_bundle(&svid).map_err(|e| e.to_string());
                 kept.and_then(|()| files.follow_put(&serial, &state).map_err(|e| e.to_string()))
             });
             match written.await {
@@ -334,7 +356,7 @@ impl Sync {
                     self.progressed();
                 }
                 Ok(Err(error)) => tracing::error!(error, "Could not write down what is followed"),
-                Err(_) => return,
+                Err(error) => tracing::error!(%error, "BUG: writing down what is followed has failed"),
             }
         }
     }
@@ -377,16 +399,28 @@ impl Sync {
         held: Option<Timestamp>,
         facts: &[Selector],
     ) -> Result<Option<wire::issue_response::Credential>, Status> {
-        let channel = self.channel().ok_or_else(|| Status::unavailable("there is no connection to the server"))?;
-        let mut request = tonic::Request::new(wire::IssueRequest {
+        let message = wire::IssueRequest {
             entry_id: entry.id.clone(),
             entry_revision: entry.revision_number,
             credential: Some(credential),
             held_expires_at: held.map_or(0, Timestamp::secs),
             facts: id::selectors_to_wire(facts),
-        });
-        request.set_timeout(ISSUE_TIMEOUT);
-        let answer = NodeClient::new(channel).issue(request).await?;
+        };
+        let ask = |channel| {
+            let mut request = tonic::Request::new(message.clone());
+            request.set_timeout(ISSUE_TIMEOUT);
+            async move { NodeClient::new(channel).issue(request).await }
+        };
+        let unconnected = || Status::unavailable("there is no connection to the server");
+        let (channel, connection) = self.channel().ok_or_else(unconnected)?;
+        let answer = match ask(channel).await {
+            // The agent's SVID was renewed while the call was under way on the connection of the one before.
+            Err(status) if status.code() == Code::PermissionDenied => match self.channel() {
+                Some((renewed, now)) if now != connection => ask(renewed).await?,
+                _ => return Err(status),
+            },
+            answer => answer?,
+        };
         self.heard();
         Ok(answer.into_inner().credential)
     }
@@ -426,16 +460,25 @@ fn denied_reason(status: &Status) -> Option<Reason> {
     Reason::try_from(details.reason).ok().filter(|r| *r != Reason::Unknown)
 }
 
-fn update(message: FollowResponse) -> Result<Update, String> {
-    let entries: Result<Vec<_>, _> = message.entries.iter().map(|e| entry::from_wire(e).map(Arc::new)).collect();
-    let bundles: Result<Vec<_>, _> = message.bundles.iter().map(|b| bundle::from_wire(b).map(Arc::new)).collect();
-    Ok(Update {
+/// What a message says. An entry or bundle that this agent cannot read is left out, and said: the others still count.
+fn update(message: FollowResponse) -> Update {
+    fn read<W, T>(items: &[W], read: impl Fn(&W) -> Result<T, countersign_wire::ConvertError>) -> Vec<Arc<T>> {
+        let usable = |item| match read(item) {
+            Ok(item) => Some(Arc::new(item)),
+            Err(error) => {
+                tracing::warn!(%error, "The server sent what this agent cannot read, leaving it out");
+                None
+            }
+        };
+        items.iter().filter_map(usable).collect()
+    }
+    Update {
         reset: message.reset,
-        entries: entries.map_err(|e| e.to_string())?,
+        entries: read(&message.entries, entry::from_wire),
         removed_entries: message.removed_entries,
-        bundles: bundles.map_err(|e| e.to_string())?,
+        bundles: read(&message.bundles, bundle::from_wire),
         removed_bundles: message.removed_bundles,
         revision: message.cursor.map(|c| c.revision),
         caught_up: message.caught_up,
-    })
+    }
 }

@@ -100,6 +100,8 @@ impl Block {
 
     pub(crate) fn row(&mut self, label: &str, value: impl fmt::Display) {
         use std::fmt::Write as _;
+        // Values come from agents and files; none may move the cursor or forge a line.
+        let value: String = value.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
         let _ = writeln!(self.text, "{label:<width$}: {value}", width = self.width);
     }
 

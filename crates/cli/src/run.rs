@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::logging;
 use crate::output::{self, Failure, Outcome};
 
+/// Names the process whose death ends this one too; `up` sets it for its children.
+pub(crate) const CHILD_OF: &str = "COUNTERSIGN_CHILD_OF";
 /// What agents report as their version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -72,11 +74,13 @@ impl Server {
 
 async fn run_server(config: &countersign_server::Config) -> Outcome {
     tighten_umask();
+    raise_descriptor_limit();
     let levels = logging::start(&config.logging)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let stopped = stop_signal()?;
+    end_with_parent();
     let mut running = countersign_server::start(config, Arc::new(SystemClock), levels).await.map_err(|e| {
         tracing::error!(error = %e, "Fatal run error");
         Failure::new(e.to_string())
@@ -97,8 +101,10 @@ async fn run_server(config: &countersign_server::Config) -> Outcome {
 /// Runs an agent until a signal, or until it cannot go on.
 pub(crate) async fn run_agent(config: &countersign_agent::Config) -> Outcome {
     tighten_umask();
+    raise_descriptor_limit();
     logging::start(&config.logging)?;
     let stopped = stop_signal()?;
+    end_with_parent();
     tokio::pin!(stopped);
     let starting = countersign_agent::start(config, Arc::new(SystemClock), Arc::new(Seeded::from_entropy()), VERSION);
     let mut running = tokio::select! {
@@ -125,20 +131,43 @@ pub(crate) async fn run_agent(config: &countersign_agent::Config) -> Outcome {
     }
 }
 
+/// A child of `up` ends with it, however that ended.
+fn end_with_parent() {
+    let Some(parent) = std::env::var(CHILD_OF).ok().and_then(|p| p.parse::<i32>().ok()) else { return };
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    // It may have ended before the signal was asked for.
+    if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero).map(std::num::NonZero::get) != Some(parent) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    }
+}
+
 /// Files are never writable by the group nor open to others, whatever the umask was; as in SPIRE.
 fn tighten_umask() {
     let former = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
     rustix::process::umask(former | rustix::fs::Mode::from_raw_mode(0o027));
 }
 
-/// Resolves at the first SIGINT or SIGTERM.
+/// Every connection needs a descriptor or two; the soft limit is often a thousand for the sake of old programs.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, "Could not raise the limit of open files");
+    }
+}
+
+/// Resolves at the first signal that asks to stop: SIGINT, SIGTERM, SIGQUIT, or SIGHUP of a closed terminal.
 pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = quit.recv() => {}
+            _ = hangup.recv() => {}
         }
     })
 }

@@ -6,6 +6,8 @@ use crate::time::Timestamp;
 
 /// Certificates begin this much before they are issued, against clocks that are a little behind.
 pub const BACKDATE: Duration = Duration::from_secs(10);
+/// The same credential is renewed at most this often.
+pub const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// An authority's successor is prepared at most this long before its end, however long it lives.
 pub const PREPARE_LEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An authority's successor is activated at most this long before its end.
@@ -18,6 +20,13 @@ pub fn renew_at(not_before: Timestamp, not_after: Timestamp, spread: f64) -> Tim
     // Not a number is no spread: `clamp` lets it through and the multiplication would panic.
     let early = if spread.is_nan() { Duration::ZERO } else { half.mul_f64(0.2 * spread.clamp(0.0, 1.0)) };
     not_before.after(half.saturating_sub(early))
+}
+
+/// When to renew a credential that was received now: as [`renew_at`], but never at once. What is short-lived, backdated, or
+/// judged by a clock that is ahead would else be renewed over and over.
+pub fn next_renewal(now: Timestamp, not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
+    let soonest = (not_after.since(now) / 4).max(RENEWAL_PAUSE_MIN);
+    renew_at(not_before, not_after, spread).max(now.after(soonest))
 }
 
 /// When the successor of an authority is prepared: half of its life, at most 30 days, before its end.

@@ -102,6 +102,7 @@ async fn prune_nodes(api: &Api, pruning: &NodePruning, now: Timestamp) {
     match dropped {
         Ok(ended) => {
             for id in ended {
+                api.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 tracing::info!(agent_id = %id, "Pruned an agent whose SVID had ended");
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::renew_at;
+use countersign_identity::rotation::next_renewal;
 use countersign_identity::{Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyPair;
 use countersign_transport::clock::SharedClock;
@@ -73,7 +73,7 @@ impl OwnIdentity {
         let chain = vec![issued.certificate];
         let identity = tls::identity(&chain, pair.pkcs8()).map_err(|e| IssueError::Bug(e.to_string()))?;
         self.presented.store(Arc::new(Some(identity)));
-        let renew_at = renew_at(clock.now(), issued.expires_at, 0.0);
+        let renew_at = next_renewal(clock.now(), clock.now(), issued.expires_at, 0.0);
         self.current.store(Arc::new(Current { chain, renew_at, expires_at: issued.expires_at }));
         Ok(())
     }

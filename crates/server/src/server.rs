@@ -13,7 +13,8 @@ use arc_swap::ArcSwap;
 use countersign_store::{Options, Store, StoreError};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::{
-    CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
+    CALL_TIMEOUT, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+    STREAMS_PER_CONNECTION_MAX,
 };
 use countersign_transport::tls::SharedBundles;
 use countersign_transport::unix::SocketError;
@@ -51,6 +52,9 @@ pub enum ServerError {
     /// Another server uses the data directory.
     #[error("data directory `{0}` is in use by another server; stop that one or choose another data_dir")]
     InUse(PathBuf),
+    /// Another server uses the store.
+    #[error("the store `{0}` is in use by another server; stop that one or choose another connection_string")]
+    StoreInUse(PathBuf),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -88,7 +92,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     servers: JoinSet<Result<(), String>>,
-    _lock: std::fs::File,
+    _lock: (std::fs::File, std::fs::File),
 }
 
 impl std::fmt::Debug for Running {
@@ -124,7 +128,7 @@ impl Running {
 /// # Errors
 /// Says what stopped the start and what to do about it.
 pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogLevels>) -> Result<Running, ServerError> {
-    let lock = lock_data_dir(&config.data_dir)?;
+    let lock = (lock_data_dir(&config.data_dir)?, lock_store(&config.store_path)?);
     let server_id = server_id(&config.data_dir)?;
     let store = open_store(config, &clock)?;
     let journal = Journal::open(config.journal.clone(), Arc::clone(&server_id), Arc::clone(&clock))?;
@@ -229,6 +233,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .timeout(CALL_TIMEOUT)
         .layer(GateLayer(gate))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async move {
@@ -298,6 +303,24 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
     })
 }
 
+/// Holds the store for this server. Until servers follow each other's changes, a second one on the same file would refuse
+/// agents that joined at the first.
+fn lock_store(store: &Path) -> Result<std::fs::File, ServerError> {
+    let mut path = store.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    if let Some(directory) = store.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).map_err(|source| ServerError::File { path: directory.to_owned(), source })?;
+    }
+    let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = opened.map_err(|source| ServerError::File { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServerError::StoreInUse(store.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(ServerError::File { path, source }),
+    }
+}
+
 /// Makes the data directory and locks it: two servers on one SQLite store would each believe to be alone.
 ///
 /// # Errors
@@ -336,9 +359,6 @@ fn make_server_id(path: PathBuf) -> Result<Arc<str>, ServerError> {
 }
 
 fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {
-    if let Some(directory) = config.store_path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).map_err(|source| ServerError::File { path: directory.to_owned(), source })?;
-    }
     let now = Arc::clone(clock);
     let store = Store::open(&Options { path: config.store_path.clone(), vfs: None, now: Arc::new(move || now.now()) })?;
     let snapshot = store.snapshot();

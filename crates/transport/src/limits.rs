@@ -22,6 +22,11 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from one address; a fleet behind one NAT address reconnects in waves of this size.
 pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 128;
+/// A connection without certificate is closed after this time: joining takes seconds, and nobody else needs one.
+pub const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
+/// How long a call may take until its answer begins, its request included: a caller that sends half a request and waits
+/// must not outlive the decision that let it in.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Open TCP connections; one an agent, at the fleet size we design for, shared by several servers.
 pub const TCP_CONNECTIONS_MAX: usize = 65_536;
 /// Open connections on a Unix socket.

@@ -66,8 +66,14 @@ impl Peer {
         let (uid, gid) = (credentials.uid(), credentials.gid());
         let raw = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::Invisible)?;
         let pid = u32::try_from(raw).map_err(|_| PeerError::Invisible)?;
-        if use_peer_pidfd && let Some(pidfd) = peer_pidfd(stream) {
-            return Ok(Self { pid, uid, gid, pidfd: Arc::new(pidfd) });
+        if use_peer_pidfd {
+            match peer_pidfd(stream) {
+                Ok(pidfd) => return Ok(Self { pid, uid, gid, pidfd: Arc::new(pidfd) }),
+                Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+                // INVARIANT: a kernel that knows the question and has no answer says that the peer has ended. Its pid may be
+                // somebody else's by now, so it must not be looked up.
+                Err(_) => return Err(PeerError::Gone(pid)),
+            }
         }
         // The pid could have been reused between connect and now: the process must still be owned by the same user and
         // must have the same start time before and after its pidfd is opened.
@@ -95,10 +101,11 @@ impl Peer {
 
     /// Returns when the process has ended.
     pub async fn ended(&self) {
-        let Ok(copy) = self.pidfd.try_clone() else { return };
+        // Out of descriptors: the caller is not gone for that; its connection tells in time.
+        let Ok(copy) = self.pidfd.try_clone() else { return std::future::pending().await };
         // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until `watched` is dropped with it.
         let registered = unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
-        let Ok(watched) = registered else { return };
+        let Ok(watched) = registered else { return std::future::pending().await };
         let _ = watched.readable().await;
     }
 
@@ -124,10 +131,10 @@ impl Peer {
     }
 }
 
-/// Asks the connection for the pidfd of its peer; nothing on kernels that do not know the question.
-fn peer_pidfd(stream: &impl AsFd) -> Option<OwnedFd> {
+/// Asks the connection for the pidfd of its peer; `ENOPROTOOPT` on kernels that do not know the question.
+fn peer_pidfd(stream: &impl AsFd) -> io::Result<OwnedFd> {
     let mut raw: libc::c_int = -1;
-    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
     // SAFETY: the socket is open for the length of the call, and `raw` and `length` are valid for writes of the sizes given.
     let answer = unsafe {
         libc::getsockopt(
@@ -138,11 +145,14 @@ fn peer_pidfd(stream: &impl AsFd) -> Option<OwnedFd> {
             std::ptr::from_mut(&mut length),
         )
     };
-    if answer != 0 || raw < 0 {
-        return None;
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if raw < 0 {
+        return Err(io::Error::other("the kernel gave no descriptor"));
     }
     // SAFETY: on success the kernel has installed a new descriptor that nobody else owns.
-    Some(unsafe { OwnedFd::from_raw_fd(raw) })
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks. The name in field 2 may hold anything, parentheses too.

@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX};
+use crate::limits::{ANONYMOUS_AGE_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX};
 
 /// What is known about a TLS peer. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct TlsIdentity {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: TlsPeer,
+    /// When a connection without certificate is closed.
+    closes: Option<Pin<Box<tokio::time::Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -95,7 +97,8 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                 match outcome {
                     Ok(Ok(stream)) => {
                         let identity = identity_of(&stream);
-                        let _ = sender.send(Ok(Connection { stream, peer: TlsPeer { address, identity }, _place: place })).await;
+                        let closes = identity.is_none().then(|| Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX)));
+                        let _ = sender.send(Ok(Connection { stream, peer: TlsPeer { address, identity }, closes, _place: place })).await;
                     }
                     Ok(Err(error)) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
@@ -167,6 +170,11 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(closes) = &mut self.closes
+            && closes.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -33,6 +33,9 @@ pub enum SocketError {
     /// Another process answers on it.
     #[error("socket `{0}` is in use by another process; stop that one or choose another path")]
     InUse(String),
+    /// The directory belongs to somebody else, who could put another socket there.
+    #[error("directory `{0}` of the socket belongs to another user; remove it or choose another path")]
+    ForeignDirectory(String),
     /// Something that is not a socket is there.
     #[error("`{0}` exists and is not a socket; remove it or choose another path")]
     NotASocket(String),
@@ -66,11 +69,12 @@ pub fn listen(path: &Path, directory_mode: u32, socket_mode: u32) -> Result<Unix
     check_path(path)?;
     let shown = || path.display().to_string();
     let failed = |source| SocketError::Io { path: shown(), source };
-    if let Some(directory) = path.parent()
-        && !directory.exists()
-    {
-        std::fs::create_dir_all(directory).map_err(failed)?;
-        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(directory_mode)).map_err(failed)?;
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        make_directory(directory, directory_mode).map_err(failed)?;
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(directory).map_err(failed)?);
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(SocketError::ForeignDirectory(directory.display().to_string()));
+        }
     }
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) {
@@ -95,6 +99,20 @@ pub fn listen(path: &Path, directory_mode: u32, socket_mode: u32) -> Result<Unix
         std::fs::rename(bind_at, path).map_err(failed)?;
     }
     Ok(listener)
+}
+
+/// Makes a directory and those above it that are missing, each with this mode whatever the umask.
+fn make_directory(directory: &Path, mode: u32) -> io::Result<()> {
+    if directory.exists() {
+        return Ok(());
+    }
+    if let Some(above) = directory.parent().filter(|d| !d.as_os_str().is_empty()) {
+        make_directory(above, mode)?;
+    }
+    match std::fs::create_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode))),
+    }
 }
 
 /// A connection with the process at its other end.

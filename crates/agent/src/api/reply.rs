@@ -1,12 +1,13 @@
 //! What workloads are answered: messages made from what the cache holds. Every message is the whole state.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use countersign_identity::{Bundle, BundleSet, TrustDomain};
 use countersign_wire::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
 
-use crate::cache::Identity;
+use super::workload::Kind;
+use crate::cache::{Identity, Svid};
 
 /// The bundles a caller with these identities may use: the own one and those its entries federate with.
 pub(super) fn bundles_of(identities: &[Identity], all: &BundleSet, own: &TrustDomain) -> BTreeMap<String, Arc<Bundle>> {
@@ -52,16 +53,39 @@ pub(super) fn jwt_bundles(bundles: &BTreeMap<String, Arc<Bundle>>) -> JwtBundles
     JwtBundlesResponse { bundles }
 }
 
-/// What of the identities a message shows, cheaply compared: a stream is told only what is new to it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint(Vec<(usize, String, i64)>, Vec<usize>);
+/// What a message shows, to tell whether the next one would show anything else: a stream is told only what is new to it.
+#[derive(Debug)]
+pub(super) struct Fingerprint {
+    /// Weak, so that a key is not kept for this, and that no other SVID takes its address meanwhile.
+    svids: Vec<(Option<Weak<Svid>>, String)>,
+    bundles: Vec<Arc<Bundle>>,
+}
 
 impl Fingerprint {
     pub(super) fn of(identities: &[Identity], bundles: &BTreeMap<String, Arc<Bundle>>) -> Self {
-        let address = |svid: &Arc<crate::cache::Svid>| Arc::as_ptr(svid).addr();
-        Self(
-            identities.iter().map(|i| (i.svid.as_ref().map_or(0, address), i.entry.hint.clone(), i.entry.revision_number)).collect(),
-            bundles.values().map(|b| Arc::as_ptr(b).addr()).collect(),
-        )
+        Self {
+            svids: identities.iter().map(|i| (i.svid.as_ref().map(Arc::downgrade), i.entry.hint.clone())).collect(),
+            bundles: bundles.values().map(Arc::clone).collect(),
+        }
+    }
+
+    /// Whether messages of this kind made from both show the same.
+    pub(super) fn shows_same(&self, other: &Self, kind: Kind) -> bool {
+        let same_svid = |a: &Option<Weak<Svid>>, b: &Option<Weak<Svid>>| match (a, b) {
+            (Some(a), Some(b)) => a.ptr_eq(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let same_bundle = |a: &Arc<Bundle>, b: &Arc<Bundle>| {
+            Arc::ptr_eq(a, b)
+                || a.trust_domain() == b.trust_domain()
+                    && match kind {
+                        Kind::X509Svids | Kind::X509Bundles => a.x509_der() == b.x509_der(),
+                        Kind::JwtBundles => a.to_jwt_jwks() == b.to_jwt_jwks(),
+                    }
+        };
+        self.svids.len() == other.svids.len()
+            && self.bundles.len() == other.bundles.len()
+            && self.svids.iter().zip(&other.svids).all(|((a, hint_a), (b, hint_b))| same_svid(a, b) && hint_a == hint_b)
+            && self.bundles.iter().zip(&other.bundles).all(|(a, b)| same_bundle(a, b))
     }
 }

@@ -48,7 +48,7 @@ impl SpiffeWorkloadApi for Api {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let deadline = deadline(&request);
         let caller = self.attest(&request, "FetchX509Bundles").await?;
-        Ok(Response::new(self.stream(caller, deadline, Kind::Bundles, x509_bundles)))
+        Ok(Response::new(self.stream(caller, deadline, Kind::X509Bundles, x509_bundles)))
     }
 
     async fn fetch_jwtsvid(&self, request: Request<wire::JwtsvidRequest>) -> Result<Response<wire::JwtsvidResponse>, Status> {
@@ -98,13 +98,14 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_jwt_bundles(&self, request: Request<wire::JwtBundlesRequest>) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         let deadline = deadline(&request);
         let caller = self.attest(&request, "FetchJWTBundles").await?;
-        Ok(Response::new(self.stream(caller, deadline, Kind::Bundles, jwt_bundles)))
+        Ok(Response::new(self.stream(caller, deadline, Kind::JwtBundles, jwt_bundles)))
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<wire::ValidateJwtsvidRequest>,
     ) -> Result<Response<wire::ValidateJwtsvidResponse>, Status> {
+        let deadline = deadline(&request);
         if request.get_ref().audience.is_empty() {
             return Err(Status::invalid_argument("audience must be specified"));
         }
@@ -112,6 +113,7 @@ impl SpiffeWorkloadApi for Api {
             return Err(Status::invalid_argument("svid must be specified"));
         }
         let caller = self.attest(&request, "ValidateJWTSVID").await?;
+        self.know_bundles(&caller, deadline).await?;
         let request = request.into_inner();
         let identities = self.cache.identities(&caller.selectors, self.clock.now());
         let bundles = reply::bundles_of(&identities, &self.cache.bundles(), &self.trust_domain).into_values().collect();
@@ -146,9 +148,10 @@ impl SpiffeWorkloadApi for Api {
 
 /// What a stream sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     X509Svids,
-    Bundles,
+    X509Bundles,
+    JwtBundles,
 }
 
 /// The state a message is made from.
@@ -204,6 +207,15 @@ impl Api {
         }
     }
 
+    /// Waits until the agent has its bundles, instead of refusing good tokens before.
+    async fn know_bundles(&self, caller: &Caller, deadline: Option<tokio::time::Instant>) -> Result<(), Status> {
+        let subscription = self.cache.subscribers.join(Arc::clone(&caller.selectors));
+        while !self.cache.is_caught_up() {
+            within(deadline, subscription.wake.notified()).await?;
+        }
+        Ok(())
+    }
+
     /// A stream of full states, one whenever it differs from the one before.
     fn stream<T: Send + 'static>(
         &self,
@@ -244,7 +256,7 @@ impl Api {
             let revision = self.cache.revision();
             let identities = self.cache.identities(&caller.selectors, self.clock.now());
             let known = self.cache.is_caught_up();
-            if identities.is_empty() && known && !(kind == Kind::Bundles && self.allow_unauthenticated_verifiers) {
+            if identities.is_empty() && known && !(kind != Kind::X509Svids && self.allow_unauthenticated_verifiers) {
                 return Err(self.no_identity(&caller));
             }
             if self.is_complete(&identities, kind, known, &caller) {
@@ -252,7 +264,7 @@ impl Api {
                 let shown: Vec<Identity> =
                     if kind == Kind::X509Svids { identities.into_iter().filter(|i| i.svid.is_some()).collect() } else { Vec::new() };
                 let fingerprint = Fingerprint::of(&shown, &bundles);
-                if sent.as_ref() != Some(&fingerprint) {
+                if !sent.as_ref().is_some_and(|s| s.shows_same(&fingerprint, kind)) {
                     if kind == Kind::X509Svids {
                         let before = Arc::clone(&caller.selectors);
                         caller = self.attestors.check_again(caller).await.map_err(|_| attestation_failed())?;
@@ -280,7 +292,7 @@ impl Api {
     /// Whether there is something to send. Identities without SVID are asked for; a message waits for all of them, but not
     /// for those that cannot be had now.
     fn is_complete(&self, identities: &[Identity], kind: Kind, known: bool, caller: &Caller) -> bool {
-        if kind == Kind::Bundles {
+        if kind != Kind::X509Svids {
             return known && self.cache.bundles().get(self.trust_domain.name()).is_some();
         }
         let missing: Vec<Identity> = identities.iter().filter(|i| i.svid.is_none()).cloned().collect();

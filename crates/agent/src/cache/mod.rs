@@ -156,6 +156,8 @@ impl Cache {
             }
             if update.caught_up {
                 if let Some((entries, bundles)) = state.unmentioned.take() {
+                    // Whoever waits to know that it has nothing must hear of it too.
+                    wake_all = true;
                     for id in entries {
                         touched.extend(state.remove(&id));
                     }

@@ -15,9 +15,16 @@
 
 mod bundles;
 mod callers;
+mod child;
+mod config;
 mod endpoint;
+mod hostile;
+mod jwt_cache;
 mod jwt_svid;
 mod push;
 mod requirements;
+mod restart;
+mod rotation;
 mod support;
+mod survival;
 mod x509_svid;

@@ -13,8 +13,8 @@ use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_identity::{Bundle, BundleSet, Selector, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyPair;
 use countersign_testkit::clock::VirtualClock;
-use countersign_testkit::domain::{Domain, own_uid, spiffe_id, trust_domain};
-use countersign_testkit::workload::Workload;
+use countersign_testkit::domain::{Domain, own_uid, spiffe_id, trust_domain, until};
+use countersign_testkit::workload::{Workload, first};
 use countersign_transport::clock::{SharedClock, SystemClock};
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
@@ -110,7 +110,19 @@ impl World {
     pub async fn entry_with(&self, path: &str, change: impl FnOnce(&mut types::Entry)) -> types::Entry {
         let mut entry = message(path, &[own_uid()]);
         change(&mut entry);
-        self.domain.entry_from(entry).await.unwrap()
+        let own = id::selectors_to_wire(&[own_uid()]) == entry.selectors;
+        let entry = self.domain.entry_from(entry).await.unwrap();
+        if own && self.agent.is_some() {
+            self.served().await;
+        }
+        entry
+    }
+
+    /// Returns once this process has an identity: pushing one takes some milliseconds.
+    pub async fn served(&self) {
+        let workload = self.workload().await;
+        let look = || async { first(workload.x509_bundles().await.unwrap()).await.ok() };
+        until("this process has an identity", look).await.unwrap();
     }
 
     /// Creates many at once.

@@ -188,8 +188,7 @@ async fn wapi_25_every_field_of_an_svid_is_set_and_they_fit_together() {
     let world = World::start().await;
     world.entry("/web").await;
     world.entry_with("/api", |e| e.hint = "api".to_owned()).await;
-    let response = world.workload().await.x509_svid().await.unwrap();
-    assert_eq!(response.svids.len(), 2);
+    let response = next_with(&mut world.workload().await.x509_svids().await.unwrap(), |m| m.svids.len() == 2).await;
     let root = world.domain.bundle().await.unwrap().x509_der();
     for svid in &response.svids {
         assert!(!svid.spiffe_id.is_empty() && !svid.x509_svid_key.is_empty());

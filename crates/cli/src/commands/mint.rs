@@ -1,13 +1,12 @@
 //! `countersign x509 mint`, `countersign jwt mint`: identities without an agent, for administrators.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use countersign_identity::key::KeyType;
 use countersign_identity::{SpiffeId, pem};
 use countersign_plugins::keys::KeyPair;
+use countersign_transport::files::replace;
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::svid::svid_client::SvidClient;
@@ -146,16 +145,7 @@ fn note_if_capped(what: &str, expires_at: i64, ttl: i32) {
     }
 }
 
-/// Writes a file beside its place and moves it there, so that nobody reads half of it.
+/// Writes a file so that nobody reads half of it.
 pub(super) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::new(format!("cannot write `{}`: {e}", path.display()));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    match std::fs::remove_file(&temporary) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)
+    replace(path, bytes, mode).map_err(|e| Failure::new(format!("cannot write `{}`: {e}", path.display())))
 }

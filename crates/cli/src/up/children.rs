@@ -58,6 +58,8 @@ impl Children {
             .stderr(Stdio::piped())
             // A Ctrl-C in the terminal goes to us; we tell the children in order.
             .process_group(0)
+            // And if we are killed, they must not stay behind.
+            .env(crate::run::CHILD_OF, std::process::id().to_string())
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
@@ -166,8 +168,6 @@ impl Part {
 
 impl Parts for Children {
     async fn server(&mut self) -> Result<(), Failure> {
-        // A socket of a former run would look like a server that does not answer.
-        let _ = std::fs::remove_file(self.layout.server_socket());
         let mut part = self.spawn("server", &self.layout.server_configuration())?;
         let healthy = Self::healthy(&mut part, "server", &self.layout.server_socket()).await;
         self.server = Some(part);
@@ -175,7 +175,6 @@ impl Parts for Children {
     }
 
     async fn agent(&mut self) -> Result<(), Failure> {
-        let _ = std::fs::remove_file(self.layout.agent_socket());
         let mut part = self.spawn("agent", &self.layout.agent_configuration())?;
         let healthy = Self::healthy(&mut part, "agent", &self.layout.agent_socket()).await;
         self.agent = Some(part);

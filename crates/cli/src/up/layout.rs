@@ -1,8 +1,10 @@
 //! The directory of a trust domain that `up` keeps: which file is where, and the two configuration files in it.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use countersign_identity::TrustDomain;
 
@@ -23,6 +25,8 @@ pub(crate) struct Layout {
     /// Whether the trust domain is new.
     pub(crate) is_new: bool,
     port: u16,
+    /// Held for as long as the directory is in use.
+    _lock: Arc<File>,
 }
 
 impl Layout {
@@ -32,6 +36,13 @@ impl Layout {
         std::fs::create_dir_all(directory).map_err(failed)?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
         let directory = directory.canonicalize().map_err(failed)?;
+        let lock = lock(&directory.join("up.lock")).map_err(failed)?;
+        let Some(lock) = lock else {
+            return Err(Failure::new(format!(
+                "`{}` is in use by another `countersign up`; stop that one or choose another --dir",
+                directory.display()
+            )));
+        };
         let longest = directory.join("server.sock~");
         countersign_transport::unix::check_path(&longest).map_err(|e| Failure::new(format!("{e}; choose one with --dir")))?;
         let name = directory.join("trust-domain");
@@ -49,7 +60,7 @@ impl Layout {
             Err(e) => return Err(failed(e)),
         };
         let port = choose_port(&directory.join("port")).map_err(failed)?;
-        Ok(Self { directory, trust_domain, is_new, port })
+        Ok(Self { directory, trust_domain, is_new, port, _lock: Arc::new(lock) })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -162,6 +173,16 @@ plugins {{
             port = self.port
         );
         self.write("agent.conf", &text)
+    }
+}
+
+/// Locks a file; nothing if somebody else holds it.
+fn lock(path: &Path) -> std::io::Result<Option<File>> {
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
     }
 }
 

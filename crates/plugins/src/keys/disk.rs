@@ -1,14 +1,13 @@
 //! `disk`: keys in one JSON file in SPIRE's format, `{"keys": {"<id>": "<base64 of PKCS#8 DER>"}}`, mode 0600,
 //! replaced atomically. A key counts as made once the file is synced.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_identity::key::{KeyType, PublicKey, SigningAlgorithm};
+use countersign_transport::files::replace;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
@@ -30,7 +29,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Reads the keys of a file; a missing file has none. Its directory is made if needed.
+    /// Reads the keys of a file; a missing file has none. Its directory is made when the first key is.
     ///
     /// # Errors
     /// The file cannot be read, or is not a key file.
@@ -45,12 +44,7 @@ impl Disk {
                     memory.keep(&id, Arc::new(pair));
                 }
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
-                if let Some(directory) = directory {
-                    std::fs::create_dir_all(directory).map_err(|e| failed(format!("its directory cannot be made: {e}")))?;
-                }
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e.to_string())),
         }
         Ok(Self { path: path.to_owned(), memory, writing: Mutex::new(()) })
@@ -62,7 +56,10 @@ impl Disk {
 
     async fn save(&self, keys: Vec<(String, Arc<KeyPair>)>) -> Result<(), KeyManagerError> {
         let path = self.path.clone();
-        tokio::task::spawn_blocking(move || replace(&path, &render(keys))).await.map_err(|e| self.failed(e))?.map_err(|e| self.failed(e))
+        tokio::task::spawn_blocking(move || replace(&path, render(keys).as_bytes(), 0o600))
+            .await
+            .map_err(|e| self.failed(e))?
+            .map_err(|e| self.failed(e))
     }
 }
 
@@ -92,18 +89,6 @@ fn render(mut keys: Vec<(String, Arc<KeyPair>)>) -> Zeroizing<String> {
     }
     text.push_str("\n\t}\n}\n");
     text
-}
-
-/// Replaces a file that holds secrets: a new file of mode 0600 beside it, synced, renamed, directory synced.
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    std::fs::File::open(directory)?.sync_all()
 }
 
 impl KeyManager for Disk {

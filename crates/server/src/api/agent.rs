@@ -7,6 +7,7 @@ use countersign_identity::csr::Csr;
 use countersign_identity::{SpiffeId, entry as entry_rules};
 use countersign_plugins::node::join_token;
 use countersign_store::{Change, JoinToken, Node};
+use countersign_transport::tcp::TlsIdentity;
 use countersign_wire::agent::{self, agent_server};
 use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{id, mask, types};
@@ -130,10 +131,10 @@ impl agent_server::Agent for Api {
 
     async fn renew_agent(&self, request: Request<agent::RenewAgentRequest>) -> Result<Response<agent::RenewAgentResponse>, Status> {
         let caller = Self::caller(&request)?;
-        let agent_id = Self::agent(&request)?;
+        let identity = Self::agent(&request)?;
         let api = self.clone();
         // In a task of its own: once the renewal is durable it runs to its end, even if the agent hangs up.
-        let renewal = tokio::spawn(async move { api.renew(&caller, agent_id, request.into_inner()).await });
+        let renewal = tokio::spawn(async move { api.renew(&caller, &identity, request.into_inner()).await });
         renewal.await.map_err(|_| Status::unavailable("the server is shutting down"))?.map(Response::new)
     }
 
@@ -166,7 +167,7 @@ impl agent_server::Agent for Api {
 
     async fn post_status(&self, request: Request<agent::PostStatusRequest>) -> Result<Response<agent::PostStatusResponse>, Status> {
         let caller = Self::caller(&request)?;
-        let agent_id = Self::agent(&request)?;
+        let agent_id = Self::agent(&request)?.spiffe_id.clone();
         let version = request.into_inner().agent_version;
         if version.len() > AGENT_VERSION_BYTES_MAX {
             return Err(status::invalid_plain(&caller, "agent version is too long"));
@@ -207,9 +208,10 @@ impl Api {
     async fn renew(
         &self,
         caller: &Caller,
-        agent_id: SpiffeId,
+        identity: &TlsIdentity,
         request: agent::RenewAgentRequest,
     ) -> Result<agent::RenewAgentResponse, Status> {
+        let agent_id = identity.spiffe_id.clone();
         let not_attested = || status::denied(Reason::AgentNotAttested, "agent is not attested");
         let snapshot = self.store.snapshot();
         let node = snapshot.node(&agent_id).ok_or_else(not_attested)?;
@@ -225,10 +227,15 @@ impl Api {
         let issued = self.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
         let (serial_number, expires_at) = (issued.serial_number.clone(), issued.expires_at);
         let wanted = agent_id.clone();
+        let used = identity.serial_number.clone();
         let renewed = self
             .store
             .write(caller.actor(), move |draft| {
-                let Some(node) = draft.snapshot().node(&wanted).filter(|n| !n.is_banned()) else { return Ok(false) };
+                let Some(node) = draft.snapshot().node(&wanted) else { return Ok(false) };
+                // Only the SVID that counts now can be renewed, however long ago the call was let in.
+                if node.is_banned() || node.serial_number != used {
+                    return Ok(false);
+                }
                 let renewed = Node { new_serial_number: serial_number.clone(), new_expires_at: expires_at, ..Node::clone(node) };
                 draft.change(Change::NodePut(Arc::new(renewed)));
                 Ok(true)
@@ -236,7 +243,7 @@ impl Api {
             .await
             .map_err(|e| status::store(&e))?;
         if !renewed {
-            return Err(not_attested());
+            return Err(status::denied(Reason::AgentNotActive, "the agent's SVID counts no longer"));
         }
         self.metrics.issued("agent_x509", 1);
         self.audit(caller, "RenewAgent", agent_id.as_str(), "success");

@@ -31,6 +31,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_LIFETIME: Duration = Duration::from_secs(120);
 /// Answers kept at once.
 const ANSWERS_MAX: usize = 10_000;
+/// Nodes that are admitted at the same time; a secret has one of these turns.
+const TURNS: usize = 32;
 
 /// What the node is sent.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<AttestAgentResponse, Status>> + Send>>;
@@ -130,11 +132,19 @@ async fn admit(
     csr: Csr,
 ) -> Result<attest_agent_response::Result, Status> {
     let banned = || Status::permission_denied("failed to attest: agent is banned");
-    if api.store.snapshot().node(&agent_id).is_some_and(|n| n.is_banned()) {
+    // A node that asks again while its first call is still under way waits for that call's answer.
+    let _turn = match attested.redeem {
+        Some(secret) => Some(api.attested.turn(&secret).await),
+        None => None,
+    };
+    let snapshot = api.store.snapshot();
+    let node = snapshot.node(&agent_id);
+    if node.is_some_and(|n| n.is_banned()) {
         return Err(banned());
     }
     let question = attested.redeem.map(|secret| Question { secret, key: sha256(csr.public_key.spki()) });
-    if let Some(answer) = question.and_then(|q| api.attested.find(&q, api.clock.now())) {
+    // An evicted node is not told its old answer: nothing would let it in with that.
+    if let Some(answer) = question.filter(|_| node.is_some()).and_then(|q| api.attested.find(&q, api.clock.now())) {
         tracing::info!(agent_id = %agent_id, "Repeated an answer to a node that asked again");
         return Ok(answer);
     }
@@ -266,18 +276,26 @@ struct Question {
     key: [u8; 32],
 }
 
-/// Answers given a short time ago.
+/// Answers given a short time ago, and turns by which calls with the same secret follow each other.
 #[derive(Default)]
-pub(crate) struct Recent(Mutex<HashMap<Question, (Timestamp, attest_agent_response::Result)>>);
+pub(crate) struct Recent {
+    answers: Mutex<HashMap<Question, (Timestamp, attest_agent_response::Result)>>,
+    turns: [tokio::sync::Mutex<()>; TURNS],
+}
 
 impl Recent {
+    async fn turn(&self, secret: &[u8; 32]) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let [first, ..] = secret;
+        Some(self.turns.get(usize::from(*first) % TURNS)?.lock().await)
+    }
+
     fn find(&self, question: &Question, now: Timestamp) -> Option<attest_agent_response::Result> {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.get(question).filter(|(at, _)| now.since(*at) < ANSWER_LIFETIME).map(|(_, answer)| answer.clone())
     }
 
     fn keep(&self, question: Question, answer: attest_agent_response::Result, now: Timestamp) {
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= ANSWERS_MAX {
             answers.retain(|_, (at, _)| now.since(*at) < ANSWER_LIFETIME);
         }

@@ -168,9 +168,9 @@ impl entry_server::Entry for Api {
         request: Request<entry_api::GetAuthorizedEntriesRequest>,
     ) -> Result<Response<entry_api::GetAuthorizedEntriesResponse>, Status> {
         let agent = Self::agent(&request)?;
-        self.saw(&agent, None);
+        self.saw(&agent.spiffe_id, None);
         let mask = request.into_inner().output_mask;
-        let entries = sync::authorized(self, &agent).values().map(|e| mask::entry(entry::to_wire(e), mask.as_ref())).collect();
+        let entries = sync::authorized(self, &agent.spiffe_id).values().map(|e| mask::entry(entry::to_wire(e), mask.as_ref())).collect();
         Ok(Response::new(entry_api::GetAuthorizedEntriesResponse { entries }))
     }
 
@@ -181,8 +181,8 @@ impl entry_server::Entry for Api {
         request: Request<Streaming<entry_api::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let agent = Self::agent(&request)?;
-        self.saw(&agent, None);
-        Ok(Response::new(sync::start(self.clone(), agent, request.into_inner())))
+        self.saw(&agent.spiffe_id, None);
+        Ok(Response::new(sync::start(self.clone(), agent.spiffe_id.clone(), request.into_inner())))
     }
 }
 

@@ -26,6 +26,7 @@ use countersign_plugins::node::ServerHalf;
 use countersign_store::{Seen, Store};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
+use countersign_transport::tcp::TlsIdentity;
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -86,8 +87,8 @@ impl Api {
     }
 
     /// The agent the gate let through.
-    fn agent<T>(request: &Request<T>) -> Result<SpiffeId, Status> {
-        Self::caller(request)?.agent_id().cloned().ok_or_else(|| Status::internal("BUG: an agent's call without agent"))
+    fn agent<T>(request: &Request<T>) -> Result<Arc<TlsIdentity>, Status> {
+        Self::caller(request)?.agent().cloned().ok_or_else(|| Status::internal("BUG: an agent's call without agent"))
     }
 
     /// One line in the audit log, where it is on.

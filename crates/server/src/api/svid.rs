@@ -7,6 +7,7 @@ use countersign_identity::csr::Csr;
 use countersign_identity::issue::Kind;
 use countersign_identity::jwt::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX};
 use countersign_identity::key::PublicKey;
+use countersign_transport::tcp::TlsIdentity;
 use countersign_wire::svid::{self, svid_server};
 use countersign_wire::{id, types};
 use tonic::{Code, Request, Response, Status};
@@ -70,7 +71,7 @@ impl svid_server::Svid for Api {
         if params.len() > BATCH_MAX {
             return Err(Status::resource_exhausted(format!("rate ({}) exceeds burst size ({BATCH_MAX})", params.len())));
         }
-        self.saw(&agent, None);
+        self.saw(&agent.spiffe_id, None);
         let snapshot = self.store.snapshot();
         let now = self.clock.now();
         let mut wanted = Vec::with_capacity(params.len());
@@ -102,7 +103,7 @@ impl svid_server::Svid for Api {
         let caller = Self::caller(&request)?;
         let agent = Self::agent(&request)?;
         let request = request.into_inner();
-        self.saw(&agent, None);
+        self.saw(&agent.spiffe_id, None);
         let svid = self.workload_jwt(&caller, &agent, &request.entry_id, request.audience, Vec::new()).await?;
         Ok(Response::new(svid::NewJwtsvidResponse { svid: Some(svid) }))
     }
@@ -131,7 +132,7 @@ impl Api {
     pub(super) async fn workload_jwt(
         &self,
         caller: &Caller,
-        agent: &SpiffeId,
+        agent: &TlsIdentity,
         entry_id: &str,
         audience: Vec<String>,
         facts: Vec<countersign_identity::Selector>,
@@ -154,7 +155,7 @@ impl Api {
     pub(super) async fn workload_x509(
         &self,
         caller: &Caller,
-        agent: &SpiffeId,
+        agent: &TlsIdentity,
         params: &svid::NewX509svidParams,
         facts: Vec<countersign_identity::Selector>,
     ) -> Result<types::X509svid, Status> {
@@ -185,6 +186,10 @@ impl Api {
     fn refuse_workload(&self, caller: &Caller, kind: Kind, entry_id: &str, refusal: &Refusal) -> Status {
         let entry_id: String = entry_id.chars().take(countersign_identity::entry::ENTRY_ID_BYTES_MAX).collect();
         self.journal.refused(kind, &caller.actor(), &entry_id, &refusal.to_string());
+        if let Refusal::Agent(reason) = refusal {
+            self.metrics.refused(reason.log_line());
+            return status::denied(reason.reason(), &refusal.to_string());
+        }
         self.metrics.refused("entry not found or not authorized");
         Status::not_found(refusal.to_string())
     }

@@ -28,8 +28,8 @@ use crate::policy::Allowed;
 
 /// Batches that may wait for the writer; more wait at their callers.
 const QUEUE_MAX: usize = 4096;
-/// Most selectors written down as evidence of one issuance.
-const EVIDENCE_MAX: usize = 64;
+/// Most bytes of selectors written down as evidence of one issuance: a node that lies must not fill the journal.
+const EVIDENCE_BYTES_MAX: usize = 4096;
 
 /// Where the journal is and how long it keeps.
 #[derive(Debug, Clone)]
@@ -188,11 +188,23 @@ impl Journal {
             serial_or_jti: facts.serial_or_jti.clone(),
             not_before: facts.not_before.secs(),
             expires_at: facts.expires_at.secs(),
-            evidence: allowed.evidence().iter().take(EVIDENCE_MAX).map(|s: &Selector| s.as_str().to_owned()).collect(),
+            evidence: evidence(allowed.evidence()),
             outcome: 0,
             reason: String::new(),
         }
     }
+}
+
+/// The first selectors that fit.
+fn evidence(selectors: &[Selector]) -> Vec<String> {
+    let mut left = EVIDENCE_BYTES_MAX;
+    let fits = |s: &&Selector| {
+        let length = s.as_str().len();
+        let fits = length <= left;
+        left = left.saturating_sub(length);
+        fits
+    };
+    selectors.iter().take_while(fits).map(|s| s.as_str().to_owned()).collect()
 }
 
 const fn kind(kind: Kind) -> WireKind {

@@ -44,12 +44,14 @@ struct Writer {
     signed: Vec<(u64, u64)>,
     failed: Vec<(u64, u64)>,
     refusals: (i64, u32),
+    _lock: File,
 }
 
 /// Opens the newest segment, cuts off what was never acknowledged, and starts the writer's thread.
 pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receiver<Job>) -> Result<(), JournalError> {
     let failed = |e: &io::Error| failure(&settings.directory, e);
     std::fs::create_dir_all(&settings.directory).map_err(|e| failed(&e))?;
+    let lock = lock(&settings.directory)?;
     let segments = Segment::list(&settings.directory).map_err(|e| failed(&e))?;
     let segment = segments.last().cloned().unwrap_or_else(|| Segment::new(&settings.directory, 1));
     let file = open(&segment.path).map_err(|e| failed(&e))?;
@@ -62,7 +64,7 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
     }
     let length = file.metadata().map_err(|e| failed(&e))?.len();
     if length > found.end {
-        tracing::warn!(path = %segment.path.display(), bytes = length - found.end, "Cut off the unfinished end of the issuance journal");
+        set_aside(&file, &segment.path, found.end, length).map_err(|e| failed(&e))?;
         file.set_len(found.end).and_then(|()| file.sync_all()).map_err(|e| failed(&e))?;
     }
     // Also when the segment was there: who made it may have ended before this.
@@ -80,6 +82,7 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
         failed: Vec::new(),
         refusals: (0, 0),
         settings,
+        _lock: lock,
     };
     std::thread::Builder::new()
         .name("journal-writer".to_owned())
@@ -93,6 +96,20 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
         .map_err(|e| JournalError::Failed { path: "the writer's thread".to_owned(), reason: e.to_string() })
 }
 
+/// Keeps what cannot be read as frames in a file beside the segment before it is cut off. After a crash it is a write nobody
+/// was told of; after damage to the disk it may hold records, and those are not ours to throw away.
+fn set_aside(file: &File, path: &Path, from: u64, to: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let mut bytes = vec![0; usize::try_from(to - from).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, from)?;
+    let aside = path.with_extension(format!("cut-at-{from}"));
+    tracing::error!(
+        path = %path.display(), bytes = bytes.len(), kept_in = %aside.display(),
+        "The end of the issuance journal cannot be read and is set aside; after a crash that is an unfinished write"
+    );
+    countersign_transport::files::replace(&aside, &bytes, 0o600)
+}
+
 /// Where the chain ended before the newest segment, which has no frame yet.
 fn former(segments: &[Segment]) -> io::Result<Option<Tail>> {
     for segment in segments.iter().rev().skip(1) {
@@ -102,6 +119,19 @@ fn former(segments: &[Segment]) -> io::Result<Option<Tail>> {
         }
     }
     Ok(None)
+}
+
+/// One writer at a time: two would break the chain for each other.
+fn lock(directory: &Path) -> Result<File, JournalError> {
+    let path = directory.join("journal.lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(|e| failure(&path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(JournalError::Failed { path: directory.display().to_string(), reason: "another server writes to it".to_owned() })
+        }
+        Err(std::fs::TryLockError::Error(e)) => Err(failure(&path, &e)),
+    }
 }
 
 impl Writer {

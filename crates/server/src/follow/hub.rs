@@ -1,6 +1,7 @@
 //! Watches the snapshots and marks the mailboxes of the agents that each change concerns.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
@@ -68,13 +69,15 @@ impl Mailbox {
 /// All open streams.
 pub(crate) struct Hub {
     streams: RwLock<HashMap<SpiffeId, Vec<Arc<Mailbox>>>>,
+    /// How many streams are open.
+    open: AtomicUsize,
     /// The newest snapshot whose changes are all in the mailboxes.
     marked: ArcSwap<Snapshot>,
 }
 
 impl Hub {
     pub(crate) fn new(snapshot: Arc<Snapshot>) -> Self {
-        Self { streams: RwLock::default(), marked: ArcSwap::new(snapshot) }
+        Self { streams: RwLock::default(), open: AtomicUsize::new(0), marked: ArcSwap::new(snapshot) }
     }
 
     /// Registers a stream; it is gone when the returned guard is dropped.
@@ -82,12 +85,18 @@ impl Hub {
         let mailbox = Arc::new(Mailbox::default());
         let mut streams = self.streams.write().unwrap_or_else(PoisonError::into_inner);
         streams.entry(agent.clone()).or_default().push(Arc::clone(&mailbox));
+        self.open.fetch_add(1, Ordering::Relaxed);
         Membership { hub: Arc::clone(self), agent: agent.clone(), mailbox }
     }
 
     /// The snapshot up to which the mailboxes are complete.
     pub(crate) fn marked(&self) -> Arc<Snapshot> {
         self.marked.load_full()
+    }
+
+    /// How many streams are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// How many streams are open, and the lowest revision any of them has applied.
@@ -169,6 +178,7 @@ impl Drop for Membership {
         let mut streams = self.hub.streams.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(mailboxes) = streams.get_mut(&self.agent) {
             mailboxes.retain(|m| !Arc::ptr_eq(m, &self.mailbox));
+            self.hub.open.fetch_sub(1, Ordering::Relaxed);
             if mailboxes.is_empty() {
                 streams.remove(&self.agent);
             }

@@ -88,7 +88,7 @@ impl State {
             tokio::select! {
                 () = membership.mailbox.wake.notified() => {
                     // A single change goes out at once; a fleet-wide one is given a moment to be joined by others.
-                    let (open, _) = self.follower.hub.standing();
+                    let open = self.follower.hub.open();
                     let window = (COALESCE_PER_THOUSAND * u32::try_from(open / 1000).unwrap_or(u32::MAX)).min(COALESCE_MAX);
                     if !window.is_zero() {
                         tokio::time::sleep(window).await;
@@ -119,8 +119,11 @@ impl State {
             Concern::All => everything,
             Concern::Entries(entries) => {
                 // The agent holds the rest: remember what of it federates, to know which bundles it uses.
+                // What is looked at again is remembered then, so that its bundles are seen to be new.
                 for (id, entry) in snapshot.authorized_entries(&self.follower.identity.spiffe_id) {
-                    self.remember(&id, &entry);
+                    if !entries.contains(&id) {
+                        self.remember(&id, &entry);
+                    }
                 }
                 let bundles = transactions
                     .iter()

@@ -1,10 +1,14 @@
 //! Leave to have one credential: the first link of the chain to a signature.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::issue::{Kind, Permission};
 use countersign_identity::{Entry, Selector, SpiffeId, Timestamp, TrustDomain};
 use countersign_store::{Actor, Snapshot};
+use countersign_transport::tcp::TlsIdentity;
+
+use super::gate::{AgentRefusal, judge_agent};
 
 /// This caller may have this credential. Its fields are private to this file, so nobody else can make one; it is
 /// consumed by being used and cannot be copied.
@@ -57,6 +61,9 @@ pub(crate) enum Refusal {
     /// The identity is not one this trust domain issues.
     #[error("invalid SPIFFE ID: {0}")]
     SpiffeId(String),
+    /// The agent's SVID counts no longer.
+    #[error("the agent's SVID counts no longer")]
+    Agent(AgentRefusal),
     /// A name that no certificate may have.
     #[error("{0}")]
     DnsName(String),
@@ -80,13 +87,16 @@ impl Allowed {
     /// A workload's credential, asked for by its agent. The entry must be the agent's on this snapshot, and not over.
     pub(crate) fn workload(
         snapshot: &Snapshot,
-        agent: &SpiffeId,
+        identity: &TlsIdentity,
         entry_id: &str,
         wanted: Wanted,
         lifetimes: &Lifetimes,
         evidence: Vec<Selector>,
         now: Timestamp,
     ) -> Result<Self, Refusal> {
+        // The gate let the call in, perhaps a while ago: the agent must still count on this very snapshot.
+        let agent = &identity.spiffe_id;
+        judge_agent(snapshot.node(agent).map(Arc::as_ref), identity, now).map_err(Refusal::Agent)?;
         let entry: &Entry = snapshot.entry(entry_id).ok_or(Refusal::Entry)?;
         if entry.is_expired(now) || !snapshot.is_authorized(agent, entry) {
             return Err(Refusal::Entry);

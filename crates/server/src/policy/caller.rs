@@ -96,7 +96,7 @@ impl Caller {
     }
 
     /// The agent that calls. Handlers of agent methods have one; the table says so.
-    pub(crate) fn agent_id(&self) -> Option<&SpiffeId> {
-        if self.kind == Kind::Agent { self.proof.spiffe_id() } else { None }
+    pub(crate) fn agent(&self) -> Option<&Arc<TlsIdentity>> {
+        if self.kind == Kind::Agent { self.proof.identity() } else { None }
     }
 }

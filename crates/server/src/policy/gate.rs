@@ -228,7 +228,12 @@ where
             match gate.admit(request.uri().path(), proof).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
-                    inner.call(request).await
+                    let method = request.uri().path().to_owned();
+                    let response = inner.call(request).await?;
+                    // An error before the first message is in the headers; what comes later counts as answered.
+                    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |s| s.code());
+                    gate.metrics.called(&method, code);
+                    Ok(response)
                 }
                 Err(status) => {
                     gate.metrics.called(request.uri().path(), status.code());

@@ -56,7 +56,8 @@ async fn found(domain: &Domain, filter: Filter) -> Vec<String> {
         by_hint: filter.by_hint,
         by_downstream: filter.by_downstream,
     };
-    let counted = world::entries(domain).await.count_entries(CountEntriesRequest { filter: Some(filter) }).await.unwrap().into_inner().count;
+    let counted =
+        world::entries(domain).await.count_entries(CountEntriesRequest { filter: Some(filter) }).await.unwrap().into_inner().count;
     assert_eq!(listed.len(), usize::try_from(counted).unwrap());
     let paths: BTreeSet<String> = listed.into_iter().map(|e| e.spiffe_id.unwrap().path).collect();
     paths.into_iter().collect()
@@ -178,7 +179,10 @@ fn sync_mask() -> Option<EntryMask> {
 }
 
 /// An open exchange.
-async fn sync(domain: &Domain, node: &NodeIdentity) -> (mpsc::Sender<SyncAuthorizedEntriesRequest>, Streaming<SyncAuthorizedEntriesResponse>) {
+async fn sync(
+    domain: &Domain,
+    node: &NodeIdentity,
+) -> (mpsc::Sender<SyncAuthorizedEntriesRequest>, Streaming<SyncAuthorizedEntriesResponse>) {
     let mut client: EntryClient<Channel> = EntryClient::new(domain.connect(Some(node)).await.unwrap());
     let (requests, receiver) = mpsc::channel(4);
     let answers = client.sync_authorized_entries(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -193,7 +197,9 @@ async fn up_to_five_hundred_entries_are_synchronized_in_one_message() {
         requests.send(SyncAuthorizedEntriesRequest { output_mask: sync_mask(), ids: Vec::new() }).await.unwrap();
         let answer = world::soon("the entries", answers.message()).await.unwrap().unwrap();
         assert_eq!((answer.entries.len(), answer.entry_revisions.len(), answer.more), (count, 0, false));
-        assert!(answer.entries.iter().all(|e| e.spiffe_id.is_some() && e.created_at != 0 && e.parent_id.is_none() && e.selectors.is_empty()));
+        assert!(
+            answer.entries.iter().all(|e| e.spiffe_id.is_some() && e.created_at != 0 && e.parent_id.is_none() && e.selectors.is_empty())
+        );
         assert!(world::soon("the end", answers.message()).await.unwrap().is_none(), "the server closes by itself");
     }
 }
@@ -241,7 +247,10 @@ async fn beyond_five_hundred_entries_revisions_come_first_and_entries_on_demand(
 async fn a_first_request_with_ids_or_without_revisions_is_refused() {
     let (domain, node) = populated(1).await;
     for (request, text) in [
-        (SyncAuthorizedEntriesRequest { output_mask: None, ids: vec!["x".to_owned()] }, "specifying IDs on initial request is not supported"),
+        (
+            SyncAuthorizedEntriesRequest { output_mask: None, ids: vec!["x".to_owned()] },
+            "specifying IDs on initial request is not supported",
+        ),
         (SyncAuthorizedEntriesRequest { output_mask: Some(EntryMask::default()), ids: Vec::new() }, "revision number cannot be masked"),
     ] {
         let (requests, mut answers) = sync(&domain, &node).await;

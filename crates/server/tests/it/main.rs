@@ -12,8 +12,14 @@
 
 mod attestation;
 mod entries;
+mod federation;
+mod following;
+mod issuance;
+mod journal;
 mod listings;
+mod minting;
 mod nodes;
 mod refusals;
+mod rotation;
 mod services;
 mod world;

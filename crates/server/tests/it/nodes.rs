@@ -12,7 +12,7 @@ use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::types::{self, AgentMask, SelectorMatch};
 use tonic::{Code, Status};
 
-use crate::world::{self, Domain, HOUR, NodeIdentity, id_to_wire, spiffe_id};
+use crate::world::{self, Domain, HOUR, NodeIdentity, ROUND, id_to_wire, spiffe_id};
 
 async fn get(domain: &Domain, node: &NodeIdentity) -> Result<types::Agent, Status> {
     let request = GetAgentRequest { id: Some(id_to_wire(&node.id)), output_mask: None };
@@ -62,7 +62,10 @@ async fn ids_that_are_no_agents_are_refused_and_unknown_agents_not_found() {
     let domain = Domain::start().await.unwrap();
     let mut client = world::agents(&domain).await;
     let unknown = Some(id_to_wire(&spiffe_id("/spire/agent/join_token/unknown")));
-    assert_eq!(client.get_agent(GetAgentRequest { id: unknown.clone(), output_mask: None }).await.unwrap_err().message(), "agent not found");
+    assert_eq!(
+        client.get_agent(GetAgentRequest { id: unknown.clone(), output_mask: None }).await.unwrap_err().message(),
+        "agent not found"
+    );
     assert_eq!(client.ban_agent(BanAgentRequest { id: unknown.clone() }).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(client.delete_agent(DeleteAgentRequest { id: unknown }).await.unwrap_err().code(), Code::NotFound);
     let foreign = Some(types::Spiffeid { trust_domain: "other.test".to_owned(), path: "/spire/agent/x".to_owned() });
@@ -114,7 +117,10 @@ async fn listings_count_filter_and_page() {
     assert_eq!(found(Filter { by_expires_before, ..Filter::default() }).await.unwrap(), paths(&[&first]));
     for (filter, text) in [
         (Filter { by_expires_before: "tomorrow".into(), ..Filter::default() }, "malformed expires before filter"),
-        (Filter { by_selector_match: Some(SelectorMatch::default()), ..Filter::default() }, "malformed selectors filter: empty selector set"),
+        (
+            Filter { by_selector_match: Some(SelectorMatch::default()), ..Filter::default() },
+            "malformed selectors filter: empty selector set",
+        ),
     ] {
         let status = found(filter).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -212,8 +218,7 @@ async fn the_version_an_agent_reports_is_shown_and_survives_a_restart() {
     assert_eq!(get(&domain, &node).await.unwrap().agent_version, "1.2.3");
     // It is written down within half a minute, beside the log.
     let count = async || countersign_store::Store::open(&world::store_options(&domain)).unwrap().seen_at_start().len();
-    clock.advance(Duration::from_secs(31));
-    world::until("the version is written down", async || (count().await == 1).then_some(())).await.unwrap();
+    world::rounds("the version is written down", &clock, ROUND, async || (count().await == 1).then_some(())).await;
     domain.stop_server().await;
     domain.start_server().await.unwrap();
     assert_eq!(get(&domain, &node).await.unwrap().agent_version, "1.2.3");
@@ -232,12 +237,11 @@ async fn nodes_whose_certificate_ended_long_ago_are_forgotten_if_so_configured()
     // An hour after its end, and past a round of pruning: nothing yet. The expired entry shows that the round took place.
     let mark = types::Entry { expires_at: domain.clock.now().secs() + 1, ..world::entry(&young.id, "/mark", &["uid:1"]) };
     let mark = domain.entry_from(mark).await.unwrap();
-    clock.advance(Duration::from_secs(60));
     let pruned = async || (!world::list(&domain).await.iter().any(|e| e.id == mark.id)).then_some(());
-    world::until("a round of pruning", pruned).await.unwrap();
+    world::rounds("a round of pruning", &clock, ROUND, pruned).await;
     get(&domain, &lost).await.unwrap();
-    clock.advance(HOUR + Duration::from_secs(60));
-    world::until("the node is pruned", async || get(&domain, &lost).await.is_err().then_some(())).await.unwrap();
+    clock.advance(HOUR);
+    world::rounds("the node is pruned", &clock, ROUND, async || get(&domain, &lost).await.is_err().then_some(())).await;
     assert!(world::list(&domain).await.is_empty(), "its alias went with it");
     // Bans are kept, and so is whoever is not over for long enough.
     get(&domain, &banned).await.unwrap();
@@ -251,6 +255,6 @@ async fn nodes_that_cannot_attest_again_are_kept_unless_told_otherwise() {
     let mark = types::Entry { expires_at: domain.clock.now().secs() + 1, ..world::entry(&lost.id, "/mark", &["uid:1"]) };
     domain.entry_from(mark).await.unwrap();
     clock.advance(HOUR * 10);
-    world::until("a round of pruning", async || world::list(&domain).await.is_empty().then_some(())).await.unwrap();
+    world::rounds("a round of pruning", &clock, ROUND, async || world::list(&domain).await.is_empty().then_some(())).await;
     get(&domain, &lost).await.unwrap();
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use countersign_server::policy::Kind;
 use countersign_server::policy::table::{Row, TABLE};
-use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent;
+use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::bundle_api::BatchSetFederatedBundleRequest;
 use countersign_wire::types;
 use countersign_wire::types::permission_denied_details::Reason;

@@ -52,7 +52,8 @@ fn the_scanner_of_proto_files_finds_every_method() {
 fn every_method_that_is_declared_is_in_the_authorization_table() {
     let declared = declared();
     assert!(declared.len() > 40, "the scanner found only {declared:?}");
-    let unlisted: Vec<&String> = declared.iter().filter(|m| !NOT_THE_SERVERS.iter().any(|s| m.starts_with(s))).filter(|m| !listed().contains(*m)).collect();
+    let unlisted: Vec<&String> =
+        declared.iter().filter(|m| !NOT_THE_SERVERS.iter().any(|s| m.starts_with(s))).filter(|m| !listed().contains(*m)).collect();
     assert!(unlisted.is_empty(), "these methods have no row in the authorization table: {unlisted:?}");
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_identity::key::KeyType;
 use countersign_identity::x509::Certificate;
-use countersign_identity::{Bundle, BundleSet, Selector, SpiffeId, TrustDomain};
+use countersign_identity::{Bundle, BundleSet, SpiffeId, TrustDomain};
 use countersign_plugins::keys::KeyPair;
 pub use countersign_testkit::clock::VirtualClock;
 pub use countersign_testkit::domain::{Anyhow, Domain, NodeIdentity, spiffe_id, trust_domain, until};
@@ -24,6 +24,9 @@ use tonic::transport::Channel;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// A little more than the time between two rounds of the server's jobs.
+pub const ROUND: Duration = Duration::from_secs(31);
 
 /// A server whose time the test moves.
 pub async fn virtual_domain(extra: &str) -> (Domain, VirtualClock) {
@@ -54,10 +57,6 @@ pub async fn node(domain: &Domain) -> NodeIdentity {
 
 pub fn key() -> Arc<KeyPair> {
     Arc::new(KeyPair::generate(KeyType::EcP256).unwrap())
-}
-
-pub fn selector(value: &str) -> Selector {
-    Selector::new("unix", value).unwrap()
 }
 
 /// An entry as a client writes it down.
@@ -228,4 +227,34 @@ pub fn store_options(domain: &Domain) -> countersign_store::Options {
     let clock = Arc::clone(&domain.clock);
     let path = domain.directory().join("server/store.sqlite3");
     countersign_store::Options { path, vfs: None, now: Arc::new(move || clock.now()) }
+}
+
+/// Waits for something that a job does now and then, moving the clock on by this much each time nothing has come of it.
+pub async fn rounds<T>(what: &str, clock: &VirtualClock, step: Duration, look: impl AsyncFn() -> Option<T>) -> T {
+    for _ in 0..50 {
+        clock.advance(step);
+        let patience = tokio::time::Instant::now() + Duration::from_millis(300);
+        while tokio::time::Instant::now() < patience {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    panic!("waited in vain: {what}");
+}
+
+/// Gives a node selectors, as an attestor that finds some would have. The server must not run.
+pub async fn select(domain: &Domain, node: &SpiffeId, values: &[&str]) {
+    let store = countersign_store::Store::open(&store_options(domain)).unwrap();
+    let selectors = values.iter().map(|value| countersign_identity::Selector::new("unix", value).unwrap()).collect();
+    let selectors = countersign_identity::selector::sorted(selectors);
+    let node = node.clone();
+    let written = store.write(countersign_store::Actor::server(), move |draft| {
+        let known = draft.snapshot().node(&node).unwrap();
+        let selected = countersign_store::Node { selectors: selectors.clone(), ..countersign_store::Node::clone(known) };
+        draft.change(countersign_store::Change::NodePut(Arc::new(selected)));
+        Ok(())
+    });
+    written.await.unwrap();
 }

@@ -161,7 +161,13 @@ impl Snapshot {
             };
             let new = match change {
                 Change::EntryPut(new) => Some(new),
-                Change::NodePut(node) if node.id == *agent => return Concern::All,
+                Change::NodePut(node) if node.id == *agent => {
+                    // Renewal changes serial numbers only, which is no reason to look at anything again.
+                    if !matches!(before, Before::Node(old) if old.selectors == node.selectors) {
+                        return Concern::All;
+                    }
+                    None
+                }
                 Change::NodeDelete(id) if id == agent => return Concern::All,
                 _ => None,
             };
