@@ -12,6 +12,8 @@ use countersign_server::api::LogLevels;
 use countersign_transport::observe::Logging;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::{Layer, registry};
@@ -40,6 +42,7 @@ impl LogLevels for Levels {
     fn set(&self, level: &str) -> bool {
         let Some(number) = number(level) else { return false };
         self.current.store(number, Ordering::Relaxed);
+        tracing::callsite::rebuild_interest_cache();
         true
     }
 }
@@ -96,19 +99,37 @@ struct Lines {
 
 impl Lines {
     fn wanted(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries are heard when they warn; at trace level, always.
+        // Libraries are heard when they warn; at trace level, always. Spans are never shown, and cost much where each
+        // frame of HTTP/2 has one.
         let level = self.levels.current.load(Ordering::Relaxed);
         let ours = metadata.target().starts_with("countersign");
-        number_of(*metadata.level()) <= level && (ours || *metadata.level() <= Level::WARN || level == 6)
+        metadata.is_event() && number_of(*metadata.level()) <= level && (ours || *metadata.level() <= Level::WARN || level == 6)
     }
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
+    /// Asked once for each place in the code, and again when the level changes: what is not wanted then costs nothing.
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.wanted(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.wanted(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(match self.levels.current.load(Ordering::Relaxed) {
+            0 | 1 => LevelFilter::OFF,
+            2 => LevelFilter::ERROR,
+            3 => LevelFilter::WARN,
+            4 => LevelFilter::INFO,
+            5 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        })
+    }
+
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        if !self.wanted(metadata) {
-            return;
-        }
         let mut fields = Fields::default();
         event.record(&mut fields);
         if self.source_location {

@@ -26,12 +26,11 @@ pub struct Peer {
     pidfd: Arc<OwnedFd>,
 }
 
-/// The program a process runs: device and inode of its executable, and when the process started.
+/// The program a process runs: device and inode of its executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
     device: u64,
     inode: u64,
-    start_time: u64,
 }
 
 /// The peer cannot be identified.
@@ -111,11 +110,9 @@ impl Peer {
 
     /// The program it runs now. `None` if it has ended or may not be looked at.
     pub fn program(&self) -> Option<Program> {
-        let exe = std::fs::metadata(format!("/proc/{}/exe", self.pid)).ok();
-        let start_time = start_time(self.pid)?;
-        let (device, inode) = exe.map_or((0, 0), |m| (std::os::unix::fs::MetadataExt::dev(&m), std::os::unix::fs::MetadataExt::ino(&m)));
+        let exe = rustix::fs::stat(format!("/proc/{}/exe", self.pid)).ok()?;
         // Only now: the pid was the peer's own if the peer is still alive after the reading.
-        self.is_alive().then_some(Program { device, inode, start_time })
+        self.is_alive().then_some(Program { device: exe.st_dev, inode: exe.st_ino })
     }
 
     /// The path of its program, for people and logs.

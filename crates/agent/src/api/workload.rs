@@ -194,6 +194,10 @@ impl Api {
 
     /// The caller's identities. While the agent does not know its entries yet, this waits instead of denying.
     async fn identities_of_caller(&self, caller: &Caller, deadline: Option<tokio::time::Instant>) -> Result<Vec<Identity>, Status> {
+        let known = self.cache.identities(&caller.selectors, self.clock.now());
+        if !known.is_empty() {
+            return Ok(known);
+        }
         let subscription = self.cache.subscribers.join(Arc::clone(&caller.selectors));
         loop {
             let identities = self.cache.identities(&caller.selectors, self.clock.now());

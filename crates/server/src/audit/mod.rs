@@ -10,8 +10,8 @@ mod segment;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::issue::{Kind, Linted, Permission as _};
@@ -100,6 +100,7 @@ impl Recorded {
 #[derive(Clone, Debug)]
 pub struct Journal {
     jobs: mpsc::Sender<writer::Job>,
+    outcomes: Arc<Mutex<writer::Outcomes>>,
     directory: Arc<PathBuf>,
     clock: DebugClock,
     server_id: Arc<str>,
@@ -123,8 +124,9 @@ impl Journal {
     pub fn open(settings: Settings, server_id: Arc<str>, clock: SharedClock) -> Result<Self, JournalError> {
         let directory = Arc::new(settings.directory.clone());
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        writer::start(settings, Arc::clone(&clock), queue)?;
-        Ok(Self { jobs, directory, clock: DebugClock(clock), server_id, refused: Arc::default() })
+        let outcomes = Arc::default();
+        writer::start(settings, Arc::clone(&clock), Arc::clone(&outcomes), queue)?;
+        Ok(Self { jobs, outcomes, directory, clock: DebugClock(clock), server_id, refused: Arc::default() })
     }
 
     /// Writes these down and waits until they are synced, all or none.
@@ -135,7 +137,7 @@ impl Journal {
         let time_millis = self.clock.0.now().millis();
         let records = batch.iter().map(|linted| self.describe(linted, time_millis)).collect();
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(writer::Job::Record { records, reply: Some(reply) }).await.map_err(|_| JournalError::Closed)?;
+        self.jobs.send(writer::Job { records, reply: Some(reply) }).await.map_err(|_| JournalError::Closed)?;
         let first = answer.await.map_err(|_| JournalError::Closed)??;
         Ok(batch.into_iter().zip(first..).map(|(linted, sequence)| Recorded { linted, sequence, journal: self.clone() }).collect())
     }
@@ -156,7 +158,7 @@ impl Journal {
         };
         // A full queue drops refusals before it makes an issuance wait.
         if self.jobs.capacity() > QUEUE_MAX / 2 {
-            let _ = self.jobs.try_send(writer::Job::Record { records: vec![record], reply: None });
+            let _ = self.jobs.try_send(writer::Job { records: vec![record], reply: None });
         }
     }
 
@@ -166,8 +168,7 @@ impl Journal {
     }
 
     fn outcome(&self, sequence: u64, signed: bool) {
-        // An outcome that finds no room is lost; the record itself then reads "recorded", which is true.
-        let _ = self.jobs.try_send(writer::Job::Outcome { sequence, signed });
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(sequence, signed);
     }
 
     fn describe(&self, linted: &Linted<Allowed>, time_millis: i64) -> Record {

@@ -126,7 +126,7 @@ fn plain(serial: &str) -> Record {
 /// Hands these to the writer as one batch and waits for its answer.
 async fn submit(journal: &Journal, records: Vec<Record>) -> Result<u64, JournalError> {
     let (reply, answer) = oneshot::channel();
-    journal.jobs.send(Job::Record { records, reply: Some(reply) }).await.unwrap();
+    journal.jobs.send(Job { records, reply: Some(reply) }).await.unwrap();
     answer.await.unwrap()
 }
 

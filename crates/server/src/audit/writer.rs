@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_transport::clock::SharedClock;
@@ -24,11 +25,41 @@ const WARN_AT_PERCENT: u64 = 80;
 /// Refusals written down in a second; more are only counted.
 const REFUSALS_PER_SECOND_MAX: u32 = 1000;
 
-/// Work for the writer.
+/// Outcomes that may wait to be written; more are lost, which only a writer that hangs brings about.
+const OUTCOMES_MAX: usize = 1 << 20;
+
+/// Records that become durable together.
 #[derive(Debug)]
-pub(super) enum Job {
-    Record { records: Vec<Record>, reply: Option<oneshot::Sender<Result<u64, JournalError>>> },
-    Outcome { sequence: u64, signed: bool },
+pub(super) struct Job {
+    pub(super) records: Vec<Record>,
+    /// Who waits for them; nobody for a refusal.
+    pub(super) reply: Option<oneshot::Sender<Result<u64, JournalError>>>,
+}
+
+/// What came of records: a place of its own, so that noting it wakes nobody. Ranges of sequence numbers.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    signed: Vec<(u64, u64)>,
+    failed: Vec<(u64, u64)>,
+}
+
+impl Outcomes {
+    pub(super) fn push(&mut self, sequence: u64, signed: bool) {
+        let ranges = if signed { &mut self.signed } else { &mut self.failed };
+        if let Some((_, last)) = ranges.last_mut()
+            && *last + 1 == sequence
+        {
+            *last = sequence;
+        } else if ranges.len() < OUTCOMES_MAX {
+            // One that finds no room is lost; the record itself then reads "recorded", which is true.
+            ranges.push((sequence, sequence));
+        }
+    }
+
+    fn append(&mut self, other: Self) {
+        self.signed.extend(other.signed);
+        self.failed.extend(other.failed);
+    }
 }
 
 struct Writer {
@@ -41,14 +72,21 @@ struct Writer {
     torn: bool,
     digest: Digest,
     next_sequence: u64,
-    signed: Vec<(u64, u64)>,
-    failed: Vec<(u64, u64)>,
+    /// Outcomes noted by those who sign.
+    noted: Arc<Mutex<Outcomes>>,
+    /// Taken from there and not yet written.
+    outcomes: Outcomes,
     refusals: (i64, u32),
     _lock: File,
 }
 
 /// Opens the newest segment, cuts off what was never acknowledged, and starts the writer's thread.
-pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receiver<Job>) -> Result<(), JournalError> {
+pub(super) fn start(
+    settings: Settings,
+    clock: SharedClock,
+    noted: Arc<Mutex<Outcomes>>,
+    queue: mpsc::Receiver<Job>,
+) -> Result<(), JournalError> {
     let failed = |e: &io::Error| failure(&settings.directory, e);
     std::fs::create_dir_all(&settings.directory).map_err(|e| failed(&e))?;
     let lock = lock(&settings.directory)?;
@@ -78,8 +116,8 @@ pub(super) fn start(settings: Settings, clock: SharedClock, queue: mpsc::Receive
         torn: false,
         digest: found.digest,
         next_sequence: found.next_sequence,
-        signed: Vec::new(),
-        failed: Vec::new(),
+        noted,
+        outcomes: Outcomes::default(),
         refusals: (0, 0),
         settings,
         _lock: lock,
@@ -157,6 +195,8 @@ impl Writer {
     }
 
     fn serve(&mut self, first: Job, queue: &mut mpsc::Receiver<Job>) {
+        // Whoever is about to ask joins this group: a sync costs more than the turn.
+        std::thread::yield_now();
         let mut bytes = Vec::new();
         let mut replies = Vec::new();
         let (mut digest, mut sequence) = (self.digest, self.next_sequence);
@@ -164,9 +204,8 @@ impl Writer {
         let mut taken = 0;
         while let Some(current) = job.take() {
             match current {
-                Job::Outcome { sequence, signed } => push_range(if signed { &mut self.signed } else { &mut self.failed }, sequence),
-                Job::Record { reply: None, .. } if !self.refusal_fits() => {}
-                Job::Record { records, reply } => {
+                Job { reply: None, .. } if !self.refusal_fits() => {}
+                Job { records, reply } => {
                     let start = sequence;
                     for mut record in records {
                         record.sequence = sequence;
@@ -217,16 +256,17 @@ impl Writer {
     }
 
     /// Adds the outcomes that wait. They wait on until the write has succeeded.
-    fn append_outcomes(&self, bytes: &mut Vec<u8>, digest: Digest) -> Digest {
-        if self.signed.is_empty() && self.failed.is_empty() {
+    fn append_outcomes(&mut self, bytes: &mut Vec<u8>, digest: Digest) -> Digest {
+        self.outcomes.append(std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner)));
+        let Outcomes { signed, failed } = &self.outcomes;
+        if signed.is_empty() && failed.is_empty() {
             return digest;
         }
-        append(bytes, &digest, &Frame::Outcomes { signed: self.signed.clone(), failed: self.failed.clone() })
+        append(bytes, &digest, &Frame::Outcomes { signed: signed.clone(), failed: failed.clone() })
     }
 
     fn forget_outcomes(&mut self) {
-        self.signed.clear();
-        self.failed.clear();
+        self.outcomes = Outcomes::default();
     }
 
     /// Writes one piece at the end, and syncs it if somebody waits for it. On failure nothing of it stays.
@@ -320,13 +360,6 @@ impl Writer {
 fn seal(segment: &Segment) {
     if let Err(error) = index::build(segment) {
         tracing::warn!(path = %segment.path.display(), %error, "Cannot index a journal segment");
-    }
-}
-
-fn push_range(ranges: &mut Vec<(u64, u64)>, sequence: u64) {
-    match ranges.last_mut() {
-        Some((_, last)) if *last + 1 == sequence => *last = sequence,
-        _ => ranges.push((sequence, sequence)),
     }
 }
 

@@ -92,7 +92,8 @@ struct Status {
 
 impl Status {
     fn read(pid: u32) -> Result<Self, String> {
-        let mut text = String::new();
+        // One read suffices for nearly all.
+        let mut text = String::with_capacity(4096);
         std::fs::File::open(format!("/proc/{pid}/status"))
             .and_then(|f| f.take(STATUS_BYTES_MAX).read_to_string(&mut text))
             .map_err(|e| format!("cannot read the status of process {pid}: {e}"))?;

@@ -43,6 +43,7 @@ async fn refusals_are_dropped_before_issuance_waits() {
     let (jobs, mut queue) = mpsc::channel(QUEUE_MAX);
     let journal = Journal {
         jobs,
+        outcomes: Arc::default(),
         directory: Arc::default(),
         clock: DebugClock(TestClock::new()),
         server_id: "server-1".into(),
@@ -55,7 +56,7 @@ async fn refusals_are_dropped_before_issuance_waits() {
     assert_eq!(journal.refused.load(Ordering::Relaxed), 2 * u64::try_from(QUEUE_MAX).unwrap(), "all are counted");
     let waiting = tokio::spawn(async move { journal.record(vec![minted("/w", "a")]).await.map(|_| ()) });
     while let Some(job) = queue.recv().await {
-        if let Job::Record { reply: Some(reply), .. } = job {
+        if let Job { reply: Some(reply), .. } = job {
             reply.send(Ok(1)).unwrap();
         }
     }
@@ -79,6 +80,7 @@ async fn a_journal_without_writer_records_nothing() {
     let (jobs, queue) = mpsc::channel(1);
     drop(queue);
     let clock = DebugClock(TestClock::new());
-    let journal = Journal { jobs, directory: Arc::default(), clock, server_id: "server-1".into(), refused: Arc::default() };
+    let journal =
+        Journal { jobs, outcomes: Arc::default(), directory: Arc::default(), clock, server_id: "server-1".into(), refused: Arc::default() };
     assert!(matches!(journal.record(vec![minted("/w", "a")]).await, Err(JournalError::Closed)));
 }
