@@ -101,9 +101,11 @@ impl Config {
         let server = top.section("server")?;
         let telemetry = top.section("telemetry")?;
         let health = top.section("health_checks")?;
-        let mut server = server.ok_or_else(|| top.error("server section must be configured").hint("add a `server { … }` block"))?;
-        let plugins = plugins.ok_or_else(|| top.error("plugins section must be configured").hint("add a `plugins { … }` block"))?;
+        let no_server = top.error("server section must be configured").hint("add a `server { … }` block");
+        let no_plugins = top.error("plugins section must be configured").hint("add a `plugins { … }` block");
+        // A misspelt name says more than that the right one is missing.
         top.finish()?;
+        let (mut server, plugins) = (server.ok_or(no_server)?, plugins.ok_or(no_plugins)?);
 
         let mut warnings = Vec::new();
         for (key, why) in NOT_YET {

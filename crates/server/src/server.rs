@@ -92,6 +92,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     servers: JoinSet<Result<(), String>>,
+    hub: Arc<Hub>,
     _lock: (std::fs::File, std::fs::File),
 }
 
@@ -113,6 +114,7 @@ impl Running {
     /// Lets calls under way end, for a while, and stops.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
+        self.hub.close();
         let drained = tokio::time::timeout(STOP_TIMEOUT, async { while self.servers.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!("Calls under way were cut off after {STOP_TIMEOUT:?}");
@@ -214,7 +216,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), stopped));
     tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");
-    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, _lock: lock })
+    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, hub, _lock: lock })
 }
 
 async fn serve<I>(

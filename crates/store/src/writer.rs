@@ -4,6 +4,7 @@
 //! A request is a closure over a [`Draft`]: it reads the exact head of the log, as changed by the requests before it in
 //! the same transaction, and adds its changes. It runs again if another server moved the head meanwhile.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -417,7 +418,10 @@ fn decide(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let actor = job.actor();
-    job.decide(&mut Draft { snapshot, changes, database, actor, now })
+    // A fault in one request must not end the writer for all. The transaction is rolled back and the draft with it dropped,
+    // so nothing half done is seen again.
+    catch_unwind(AssertUnwindSafe(|| job.decide(&mut Draft { snapshot, changes, database, actor, now })))
+        .unwrap_or_else(|_| Err(StoreError::Failed("the request failed unexpectedly (a bug); see the log".to_owned())))
 }
 
 /// Creates the schema or checks it, and reads everything.

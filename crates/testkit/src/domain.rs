@@ -122,7 +122,14 @@ impl Domain {
     pub async fn start_server(&mut self) -> Result<(), Anyhow> {
         let parsed = countersign_config::parse("server.conf", &self.server_configuration())?;
         let config = countersign_server::Config::read(parsed)?;
-        let running = countersign_server::start(&config, Arc::clone(&self.clock), Arc::new(FixedLevels)).await?;
+        let started = until("the journal of the server before is free", async || {
+            match countersign_server::start(&config, Arc::clone(&self.clock), Arc::new(FixedLevels)).await {
+                // In one process the tasks of a stopped server may hold it a moment longer.
+                Err(countersign_server::ServerError::Journal(e)) if e.to_string().contains("another server") => None,
+                started => Some(started),
+            }
+        });
+        let running = started.await??;
         self.port = running.address.port();
         self.server = Some(running);
         Ok(())

@@ -1,7 +1,7 @@
 //! Watches the snapshots and marks the mailboxes of the agents that each change concerns.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,10 @@ pub(crate) struct Pending {
     pub(crate) node: bool,
 }
 
+/// Keys that wait in one mailbox. Beyond them looking at everything costs less, and an agent that does not read while
+/// entries come and go must not make the mailbox grow.
+const KEYS_MAX: usize = 20_000;
+
 impl Pending {
     pub(crate) fn is_empty(&self) -> bool {
         !self.all && !self.node && self.entries.is_empty() && self.bundles.is_empty()
@@ -33,6 +37,12 @@ impl Pending {
             Concern::All => self.all = true,
             Concern::Entries(ids) if !self.all => self.entries.extend(ids.iter().map(Arc::clone)),
             Concern::Entries(_) => {}
+        }
+        if self.entries.len() > KEYS_MAX {
+            self.all = true;
+        }
+        if self.all {
+            self.entries.clear();
         }
     }
 }
@@ -73,11 +83,12 @@ pub(crate) struct Hub {
     open: AtomicUsize,
     /// The newest snapshot whose changes are all in the mailboxes.
     marked: ArcSwap<Snapshot>,
+    closed: AtomicBool,
 }
 
 impl Hub {
     pub(crate) fn new(snapshot: Arc<Snapshot>) -> Self {
-        Self { streams: RwLock::default(), open: AtomicUsize::new(0), marked: ArcSwap::new(snapshot) }
+        Self { streams: RwLock::default(), open: AtomicUsize::new(0), marked: ArcSwap::new(snapshot), closed: AtomicBool::new(false) }
     }
 
     /// Registers a stream; it is gone when the returned guard is dropped.
@@ -97,6 +108,18 @@ impl Hub {
     /// How many streams are open.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Ends all streams: they would outlast any wait for calls to end by themselves.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for mailbox in self.streams.read().unwrap_or_else(PoisonError::into_inner).values().flatten() {
+            mailbox.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// How many streams are open, and the lowest revision any of them has applied.
@@ -183,5 +206,20 @@ impl Drop for Membership {
                 streams.remove(&self.agent);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mailbox_nobody_empties_stops_growing() {
+        let mut pending = Pending::default();
+        for n in 0..3 * KEYS_MAX {
+            pending.mark(&Concern::Entries([Arc::from(n.to_string())].into()));
+            assert!(pending.entries.len() <= KEYS_MAX);
+        }
+        assert!(pending.all && pending.entries.is_empty());
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{SpiffeId, TrustDomain};
-use countersign_store::{Concern, Cursor, Snapshot, Store};
+use countersign_store::{Before, Concern, Cursor, Noun, Snapshot, Store};
 use countersign_transport::clock::SharedClock;
+use countersign_transport::limits::MESSAGE_BYTES_MAX;
 use countersign_transport::tcp::TlsIdentity;
 use countersign_wire::node::{self, FollowResponse};
-use countersign_wire::types::Entry;
 use countersign_wire::{bundle, entry};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -18,8 +19,10 @@ use super::hub::{Hub, Membership, Pending};
 use crate::api::status;
 use crate::policy::gate::{AgentRefusal, judge_agent};
 
-/// Entries in one message; with a few hundred bytes each it stays far below the message limit.
-const ENTRIES_PER_MESSAGE: usize = 500;
+/// Entries, bundles and removals in one message; agents apply a message at a time.
+const ITEMS_PER_MESSAGE: usize = 500;
+/// Bytes of them in one message: a quarter of what clients accept, and an item more.
+const BYTES_PER_MESSAGE: usize = MESSAGE_BYTES_MAX / 4;
 /// An idle follower is told the newest revision this often, so that its cursor never falls behind the log's trim.
 const IDLE_NEWS: Duration = Duration::from_secs(60);
 /// While changes keep coming they are collected for this long for each thousand open streams.
@@ -42,7 +45,7 @@ pub(crate) async fn serve(
     cursor: Option<Cursor>,
     out: mpsc::Sender<Result<FollowResponse, Status>>,
 ) {
-    let mut state = State { follower, federated: BTreeMap::new(), sent: None };
+    let mut state = State { follower, federated: BTreeMap::new(), held: BTreeSet::new(), sent: None };
     let result = state.run(&membership, cursor, &out).await;
     if let Err(status) = result {
         let _ = out.send(Err(status)).await;
@@ -53,6 +56,8 @@ struct State {
     follower: Follower,
     /// Trust domains each delivered entry federates with; only entries that do.
     federated: BTreeMap<Arc<str>, Vec<TrustDomain>>,
+    /// Trust domains whose bundle the agent holds.
+    held: BTreeSet<String>,
     sent: Option<Cursor>,
 }
 
@@ -70,6 +75,9 @@ impl State {
             pending.bundles.extend(first.bundles);
         });
         loop {
+            if self.follower.hub.is_closed() {
+                return Err(Status::unavailable("the server is stopping"));
+            }
             // The cursor first: everything up to it is in the mailbox by then.
             let marked = self.follower.hub.marked();
             let pending = membership.mailbox.take();
@@ -118,17 +126,28 @@ impl State {
         match snapshot.concern_of(&self.follower.identity.spiffe_id, &transactions) {
             Concern::All => everything,
             Concern::Entries(entries) => {
-                // The agent holds the rest: remember what of it federates, to know which bundles it uses.
-                // What is looked at again is remembered then, so that its bundles are seen to be new.
-                for (id, entry) in snapshot.authorized_entries(&self.follower.identity.spiffe_id) {
+                // The agent holds the rest as it is, and of what has changed what stood there before the first change:
+                // so it is known which bundles it holds, and which are new to it.
+                let agent = self.follower.identity.spiffe_id.clone();
+                for (id, entry) in snapshot.authorized_entries(&agent) {
                     if !entries.contains(&id) {
                         self.remember(&id, &entry);
                     }
                 }
+                let mut seen = BTreeSet::new();
+                for (change, before) in transactions.iter().flat_map(|t| &t.changes).filter(|(c, _)| c.noun() == Noun::Entry) {
+                    if seen.insert(change.key())
+                        && let Before::Entry(old) = before
+                        && old.parent_id == agent
+                    {
+                        self.remember(&change.key().into(), old);
+                    }
+                }
+                self.held = self.used();
                 let bundles = transactions
                     .iter()
                     .flat_map(|t| &t.changes)
-                    .filter(|(change, _)| change.noun() == countersign_store::Noun::Bundle)
+                    .filter(|(change, _)| change.noun() == Noun::Bundle)
                     .map(|(change, _)| Arc::from(change.key()))
                     .collect();
                 Pending { entries, bundles, ..Pending::default() }
@@ -144,12 +163,14 @@ impl State {
         }
     }
 
-    fn uses(&self, trust_domain_name: &str) -> bool {
-        trust_domain_name == self.follower.trust_domain.name() || self.federated.values().flatten().any(|td| td.name() == trust_domain_name)
+    /// Trust domains whose bundles the delivered entries need, the own one among them.
+    fn used(&self) -> BTreeSet<String> {
+        let foreign = self.federated.values().flatten().map(|td| td.name().to_owned());
+        foreign.chain([self.follower.trust_domain.name().to_owned()]).collect()
     }
 
     fn messages(&mut self, snapshot: &Snapshot, marked: &Snapshot, pending: Pending) -> Vec<FollowResponse> {
-        let mut messages = if pending.all { self.everything(snapshot) } else { vec![self.difference(snapshot, pending)] };
+        let mut messages = if pending.all { self.everything(snapshot) } else { self.difference(snapshot, pending) };
         let cursor = marked.cursor();
         if let Some(last) = messages.last_mut() {
             last.cursor = Some(node::Cursor { epoch: cursor.epoch.to_vec(), revision: cursor.revision, digest: cursor.digest.to_vec() });
@@ -165,51 +186,79 @@ impl State {
         for (id, entry) in &authorized {
             self.remember(id, entry);
         }
-        let mut names: BTreeSet<String> = self.federated.values().flatten().map(|td| td.name().to_owned()).collect();
-        names.insert(self.follower.trust_domain.name().to_owned());
-        let bundles = names.iter().filter_map(|name| snapshot.bundle(name)).map(|b| bundle::to_wire(b)).collect();
-        let mut messages = vec![FollowResponse { reset: true, bundles, ..FollowResponse::default() }];
-        let entries: Vec<Entry> = authorized.values().map(|e| entry::to_wire(e)).collect();
-        for piece in entries.chunks(ENTRIES_PER_MESSAGE) {
-            match messages.last_mut() {
-                Some(last) if last.entries.is_empty() => last.entries = piece.to_vec(),
-                _ => messages.push(FollowResponse { entries: piece.to_vec(), ..FollowResponse::default() }),
-            }
+        let bundles: Vec<_> = self.used().iter().filter_map(|name| snapshot.bundle(name)).map(|b| bundle::to_wire(b)).collect();
+        self.held = bundles.iter().map(|b| b.trust_domain.clone()).collect();
+        let mut pieces = Pieces { current: FollowResponse { reset: true, ..FollowResponse::default() }, ..Pieces::default() };
+        bundles.into_iter().for_each(|b| pieces.room(b.encoded_len()).bundles.push(b));
+        for found in authorized.values().map(|e| entry::to_wire(e)) {
+            pieces.room(found.encoded_len()).entries.push(found);
         }
-        messages
+        pieces.finish()
     }
 
     /// What the snapshot says about the keys in the mailbox.
-    fn difference(&mut self, snapshot: &Snapshot, pending: Pending) -> FollowResponse {
+    fn difference(&mut self, snapshot: &Snapshot, pending: Pending) -> Vec<FollowResponse> {
         let agent: &SpiffeId = &self.follower.identity.spiffe_id.clone();
-        let mut response = FollowResponse::default();
-        let mut bundles = pending.bundles;
+        let (mut put, mut removed) = (Vec::new(), Vec::new());
+        let mut looked_at = pending.bundles.clone();
         for id in pending.entries {
+            // Bundles may come with an entry that needs them and go with the last that did.
+            looked_at.extend(self.federated.remove(&id).into_iter().flatten().map(|td| td.name().into()));
             match snapshot.entry(&id).filter(|e| !e.is_alias() && snapshot.is_authorized(agent, e)) {
                 Some(found) => {
-                    // Bundles the agent has not needed so far go with the entry that needs them.
-                    for trust_domain in &found.federates_with {
-                        if !self.uses(trust_domain.name()) {
-                            bundles.insert(trust_domain.name().into());
-                        }
-                    }
+                    looked_at.extend(found.federates_with.iter().map(|td| td.name().into()));
                     self.remember(&id, found);
-                    response.entries.push(entry::to_wire(found));
+                    put.push(entry::to_wire(found));
                 }
-                None => {
-                    for trust_domain in self.federated.remove(&id).into_iter().flatten() {
-                        bundles.insert(trust_domain.name().into());
-                    }
-                    response.removed_entries.push(id.to_string());
-                }
+                None => removed.push(id.to_string()),
             }
         }
-        for name in bundles {
-            match snapshot.bundle(&name).filter(|_| self.uses(&name)) {
-                Some(found) => response.bundles.push(bundle::to_wire(found)),
-                None => response.removed_bundles.push(name.to_string()),
+        let used = self.used();
+        let mut pieces = Pieces::default();
+        let mut dropped = Vec::new();
+        for name in looked_at {
+            let found = snapshot.bundle(&name).filter(|_| used.contains(&*name));
+            let known = if found.is_some() { !self.held.insert(name.to_string()) } else { self.held.remove(&*name) };
+            match found {
+                Some(found) if !known || pending.bundles.contains(&name) => {
+                    let found = bundle::to_wire(found);
+                    pieces.room(found.encoded_len()).bundles.push(found);
+                }
+                Some(_) => {}
+                None if known => dropped.push(name.to_string()),
+                None => {}
             }
         }
-        response
+        put.into_iter().for_each(|e| pieces.room(e.encoded_len()).entries.push(e));
+        removed.into_iter().for_each(|id| pieces.room(id.len()).removed_entries.push(id));
+        dropped.into_iter().for_each(|name| pieces.room(name.len()).removed_bundles.push(name));
+        pieces.finish()
+    }
+}
+
+/// What is to be sent, cut into messages that every agent accepts.
+#[derive(Default)]
+struct Pieces {
+    done: Vec<FollowResponse>,
+    current: FollowResponse,
+    items: usize,
+    bytes: usize,
+}
+
+impl Pieces {
+    /// The message with room for an item of so many bytes.
+    fn room(&mut self, bytes: usize) -> &mut FollowResponse {
+        if self.items >= ITEMS_PER_MESSAGE || (self.items > 0 && self.bytes + bytes > BYTES_PER_MESSAGE) {
+            self.done.push(std::mem::take(&mut self.current));
+            (self.items, self.bytes) = (0, 0);
+        }
+        self.items += 1;
+        self.bytes += bytes;
+        &mut self.current
+    }
+
+    fn finish(mut self) -> Vec<FollowResponse> {
+        self.done.push(self.current);
+        self.done
     }
 }

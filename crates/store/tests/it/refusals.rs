@@ -219,3 +219,20 @@ async fn an_empty_file_becomes_a_store() {
     write(&store, [put("e")]).await.unwrap();
     assert_eq!(store.snapshot().revision(), 1);
 }
+
+#[tokio::test]
+async fn a_request_that_panics_changes_nothing_and_the_next_is_served() {
+    let (_directory, path) = file();
+    let store = open(&path);
+    let before = store.snapshot().cursor();
+    let text: Option<String> = None;
+    let faulty = store.write(Actor::new("test"), move |draft| {
+        draft.change(put("faulty"));
+        Err(StoreError::Failed(text.clone().unwrap()))
+    });
+    let result: Result<(), _> = faulty.await;
+    assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
+    assert_eq!(store.snapshot().cursor(), before);
+    write(&store, [put("sound")]).await.unwrap();
+    assert!(store.snapshot().entry("faulty").is_none() && store.snapshot().entry("sound").is_some());
+}
