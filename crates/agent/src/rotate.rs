@@ -81,6 +81,10 @@ impl Rotator {
         let mut plan = self.lock();
         for entry in entries.iter().filter(|e| !e.store_svid) {
             let id: Arc<str> = entry.id.as_str().into();
+            // Under way already, for a stream that was quicker; what does not fit when it comes is asked for again.
+            if plan.due.get(&id).is_some_and(|planned| planned.in_flight) {
+                continue;
+            }
             if self.cache.subscribers.concerns(entry) {
                 plan.set(&id, now, 0, Arc::default());
             } else if room && !entry.additional_attributes.disable_x509_svid_prefetch {

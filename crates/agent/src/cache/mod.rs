@@ -155,9 +155,9 @@ impl Cache {
                 touched.extend(state.remove(id));
             }
             if update.caught_up {
+                // Whoever waits to know that it has nothing must hear of it too.
+                wake_all |= !state.caught_up || state.unmentioned.is_some();
                 if let Some((entries, bundles)) = state.unmentioned.take() {
-                    // Whoever waits to know that it has nothing must hear of it too.
-                    wake_all = true;
                     for id in entries {
                         touched.extend(state.remove(&id));
                     }
@@ -366,3 +366,6 @@ fn unique_hints(mut identities: Vec<Identity>) -> Vec<Identity> {
     });
     identities
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,8 @@ async fn wapi_33_wapi_45_bundles_need_an_identity() {
     let entry = world.entry("/web").await;
     let mut x509 = workload.x509_bundles().await.unwrap();
     let mut jwt = workload.jwt_bundles().await.unwrap();
-    (next(&mut x509).await, next(&mut jwt).await);
+    next(&mut x509).await;
+    next(&mut jwt).await;
     world.delete(&entry).await;
     assert_eq!(answer(&mut x509).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(answer(&mut jwt).await.unwrap_err().code(), Code::PermissionDenied);

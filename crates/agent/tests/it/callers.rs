@@ -61,7 +61,8 @@ async fn a_stream_ends_with_its_process_and_so_do_calls_on_its_connection() {
     let workload = over(stream).await;
     let mut svids = workload.x509_svids().await.unwrap();
     let mut bundles = workload.x509_bundles().await.unwrap();
-    (next(&mut svids).await, next(&mut bundles).await);
+    next(&mut svids).await;
+    next(&mut bundles).await;
     caller.end();
     assert!(answer(&mut svids).await.unwrap().is_none());
     assert!(answer(&mut bundles).await.unwrap().is_none());

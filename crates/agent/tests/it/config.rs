@@ -1,1 +1,232 @@
-//! config
+//! What a wrong `agent.conf` is answered with.
+
+use expect_test::{Expect, expect};
+
+const GOOD: &str = r#"agent {
+    trust_domain = "example.org"
+    server_address = "localhost"
+    server_port = 8081
+    insecure_bootstrap = true
+}
+plugins {
+    KeyManager "memory" {
+        plugin_data {}
+    }
+    NodeAttestor "join_token" {
+        plugin_data {}
+    }
+    WorkloadAttestor "unix" {
+        plugin_data {}
+    }
+}
+"#;
+
+fn read(text: &str) -> Result<countersign_agent::Config, countersign_config::ConfigError> {
+    countersign_agent::Config::read(countersign_config::parse("agent.conf", text)?)
+}
+
+/// What is said about the good file with one part replaced.
+fn check(from: &str, to: &str, expected: &Expect) {
+    assert!(GOOD.contains(from), "{from}");
+    expected.assert_eq(&read(&GOOD.replacen(from, to, 1)).unwrap_err().to_string());
+}
+
+/// The same for a line added to the `agent` block.
+fn added(line: &str, expected: &Expect) {
+    check("    insecure_bootstrap = true\n", &format!("    insecure_bootstrap = true\n    {line}\n"), expected);
+}
+
+#[test]
+fn a_good_file_is_read() {
+    read(GOOD).unwrap();
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    check(
+        "    trust_domain = \"example.org\"\n",
+        "",
+        &expect![[r#"
+        agent.conf:1: trust_domain must be configured
+        hint: add `trust_domain = …` to the `agent` block"#]],
+    );
+    check(
+        "    server_address = \"localhost\"\n",
+        "",
+        &expect![[r#"
+        agent.conf:1: server_address must be configured
+        hint: add `server_address = …` to the `agent` block"#]],
+    );
+    check(
+        "    server_port = 8081\n",
+        "",
+        &expect![[r#"
+        agent.conf:1: server_port must be configured
+        hint: add `server_port = …` to the `agent` block"#]],
+    );
+    check(
+        "    insecure_bootstrap = true\n",
+        "",
+        &expect![[r#"
+        agent.conf:1: `agent`: there is no way to trust the server at the first contact
+        hint: write the server's bundle to a file with `countersign bundle show` and set trust_bundle_path to it"#]],
+    );
+    expect![[r#"
+        agent.conf:1: plugins section must be configured
+        hint: add a `plugins { … }` block"#]]
+    .assert_eq(&read(GOOD.split("plugins").next().unwrap()).unwrap_err().to_string());
+    expect![[r#"
+        agent.conf:1: agent section must be configured
+        hint: add an `agent { … }` block"#]]
+    .assert_eq(&read("plugins {}\n").unwrap_err().to_string());
+    check(
+        "    KeyManager \"memory\" {\n        plugin_data {}\n    }\n",
+        "",
+        &expect![[r#"
+        agent.conf:7: `plugins`: plugin type "KeyManager" constraint not satisfied: expected exactly 1 but got 0
+        hint: add `KeyManager "memory" { plugin_data {} }`, each block on lines of its own"#]],
+    );
+    check(
+        "    NodeAttestor \"join_token\" {\n        plugin_data {}\n    }\n",
+        "",
+        &expect![[r#"
+        agent.conf:7: `plugins`: plugin type "NodeAttestor" constraint not satisfied: expected exactly 1 but got 0
+        hint: add `NodeAttestor "join_token" { plugin_data {} }`, each block on lines of its own"#]],
+    );
+    check(
+        "    WorkloadAttestor \"unix\" {\n        plugin_data {}\n    }\n",
+        "",
+        &expect![[r#"
+        agent.conf:7: `plugins`: plugin type "WorkloadAttestor" constraint not satisfied: expected at least 1 but got 0
+        hint: add `WorkloadAttestor "unix" { plugin_data {} }`, each block on lines of its own"#]],
+    );
+}
+
+#[test]
+fn what_is_wrong_is_shown_with_its_place() {
+    check(
+        "\"example.org\"",
+        "\"Example.org\"",
+        &expect![
+            "agent.conf:2: `agent.trust_domain`: the trust domain name has `E`; allowed are lower-case letters, digits, dots, dashes and underscores"
+        ],
+    );
+    check("8081", "\"many\"", &expect!["agent.conf:4: `agent.server_port` is `many`, expected a whole number"]);
+    check("8081", "65536", &expect!["agent.conf:4: `agent.server_port`: 65536 is not a port, expected 0 to 65535"]);
+    check(
+        "insecure_bootstrap = true",
+        "insecure_bootstrap = \"perhaps\"",
+        &expect!["agent.conf:5: `agent.insecure_bootstrap` is a string, expected true or false"],
+    );
+    added(
+        "trust_bundle_path = \"bundle.pem\"",
+        &expect![[r#"
+        agent.conf:6: `agent.trust_bundle_path`: trust_bundle_path and insecure_bootstrap exclude each other
+        hint: keep trust_bundle_path"#]],
+    );
+    added("trust_bundle_format = \"der\"", &expect!["agent.conf:6: `agent.trust_bundle_format`: expected pem or spiffe"]);
+    added(
+        "rebootstrap_mode = \"auto\"",
+        &expect![[r#"
+        agent.conf:6: `agent.rebootstrap_mode`: only `never` is supported yet
+        hint: rebootstrapping comes later"#]],
+    );
+    added("x509_svid_cache_max_size = -1", &expect!["agent.conf:6: `agent.x509_svid_cache_max_size`: must not be negative"]);
+    added(
+        "workload_x509_svid_key_type = \"rsa-4096\"",
+        &expect![
+            "agent.conf:6: `agent.workload_x509_svid_key_type`: `rsa-4096` is not a key type for workloads, expected ec-p256, ec-p384 or rsa-2048"
+        ],
+    );
+    added(
+        "log_level = \"loud\"",
+        &expect![[
+            r#"agent.conf:6: `agent.log_level`: not a valid log level: "loud"; expected panic, fatal, error, warn, info, debug or trace"#
+        ]],
+    );
+    added(
+        "socket_path = \"unix:///tmp/agent.sock\"",
+        &expect![[r#"
+        agent.conf:6: `agent.socket_path`: expected a path
+        hint: the agent listens on a Unix socket only; leave out the scheme"#]],
+    );
+    added(
+        &format!("socket_path = \"/{}\"", "s".repeat(107)),
+        &expect![
+            "agent.conf:6: `agent.socket_path`: socket path `/sssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssss` has 108 bytes, more than the 107 the kernel allows; choose a shorter directory"
+        ],
+    );
+}
+
+#[test]
+fn tokens_are_checked_and_never_shown() {
+    added(
+        "join_token = \"a/b\"",
+        &expect!["agent.conf:6: `agent.join_token`: the path has `/`; allowed are letters, digits, dots, dashes and underscores"],
+    );
+    added(
+        "join_token = \"a\"\n    join_token_file = \"b\"",
+        &expect!["agent.conf:6: `agent.join_token`: join_token and join_token_file exclude each other"],
+    );
+    added(
+        "join_token_file = \"/nowhere/token\"",
+        &expect!["agent.conf:6: `agent.join_token_file`: the file `/nowhere/token` cannot be read: No such file or directory (os error 2)"],
+    );
+    let shown = format!("{:?}", read(&GOOD.replace("8081", "8081\n    join_token = \"s3cret\"")).unwrap());
+    assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+#[test]
+fn what_is_unknown_or_not_there_yet_is_said_to_be() {
+    added(
+        "socket_pth = \"x\"",
+        &expect![[r#"
+        agent.conf:6: unknown configuration detected: `agent.socket_pth`
+        hint: did you mean `socket_path`?"#]],
+    );
+    added(
+        "admin_socket_path = \"x\"",
+        &expect![[r#"
+        agent.conf:6: `agent.admin_socket_path`: is recognised but not supported yet
+        hint: the admin API comes later; leave it out"#]],
+    );
+    added(
+        "availability_target = \"24h\"",
+        &expect![[r#"
+        agent.conf:6: `agent.availability_target`: is recognised but not supported yet
+        hint: SVIDs are renewed at half of their life meanwhile"#]],
+    );
+    check(
+        "KeyManager \"memory\"",
+        "KeyManager \"kms\"",
+        &expect![[r#"
+        agent.conf:8: `plugins.KeyManager "kms"`: there is no built-in KeyManager `kms`
+        hint: built-in are disk, memory; cloud and hardware key managers come later, use `disk` meanwhile"#]],
+    );
+    check(
+        "NodeAttestor \"join_token\"",
+        "NodeAttestor \"aws_iid\"",
+        &expect![[r#"
+        agent.conf:11: `plugins.NodeAttestor "aws_iid"`: there is no built-in NodeAttestor `aws_iid`
+        hint: built-in are join_token; others come later, join nodes with a token meanwhile"#]],
+    );
+    check(
+        "WorkloadAttestor \"unix\"",
+        "WorkloadAttestor \"k8s\"",
+        &expect![[r#"
+        agent.conf:14: `plugins.WorkloadAttestor "k8s"`: there is no built-in WorkloadAttestor `k8s`
+        hint: built-in are unix; containers and Kubernetes come later"#]],
+    );
+    check(
+        "plugins {\n",
+        "plugins {\n    SVIDStore \"disk\" {\n        plugin_data {}\n    }\n",
+        &expect![[r#"
+        agent.conf:8: `plugins.SVIDStore "disk"`: plugin "SVIDStore"/"disk" is recognised but not supported yet
+        hint: leave the block out"#]],
+    );
+    check(
+        "plugins {\n",
+        "plugins {\n    WorkloadAttestor \"unix\" {\n        plugin_data {}\n    }\n",
+        &expect![[r#"agent.conf:17: `plugins.WorkloadAttestor "unix"`: plugin "WorkloadAttestor"/"unix" declared more than once"#]],
+    );
+}

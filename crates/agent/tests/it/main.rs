@@ -21,6 +21,7 @@ mod endpoint;
 mod hostile;
 mod jwt_cache;
 mod jwt_svid;
+mod line;
 mod push;
 mod requirements;
 mod restart;

@@ -128,6 +128,24 @@ fn resident_mib() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_svid_that_a_stream_waits_for_is_fetched_once() {
+    let world = World::start().await;
+    world.entry("/web").await;
+    let mut stream = world.workload().await.x509_svids().await.unwrap();
+    next(&mut stream).await;
+    // Stream and push both want each of them, at the same moment.
+    for round in 0..30 {
+        let entries = (0..5).map(|n| message(&format!("/w{round}-{n}"), &[countersign_testkit::domain::own_uid()]));
+        world.entries(entries.collect()).await;
+    }
+    next_with(&mut stream, |m| m.svids.len() == 151).await;
+    world.entry("/last").await;
+    next_with(&mut stream, |m| m.svids.len() == 152).await;
+    let issued = world.issued(Kind::WorkloadX509).await;
+    assert_eq!(issued.iter().filter(|r| !r.spiffe_id.contains("/node/")).count(), 152);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prefetched_svid_is_handed_out_and_not_fetched_again() {
     let (world, clock) = World::still("", "").await;
     world.entry("/web").await;

@@ -28,6 +28,8 @@ use countersign_wire::journal::{IssuedRequest, Kind, Record};
 use countersign_wire::workload::{X509svid, X509svidResponse};
 use countersign_wire::{agent, id, types};
 use tonic::{Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,6 +63,11 @@ impl World {
         let mut world = Self::without_agent(clock, server).await;
         let config = world.config(true, agent).await;
         world.run(&config).await;
+        // Before a test moves the clock under it, the agent knows what there is.
+        let health = HealthClient::new(world.workload().await.channel);
+        let look =
+            || async { health.clone().check(HealthCheckRequest::default()).await.is_ok_and(|a| a.into_inner().status == 1).then_some(()) };
+        until("the agent is healthy", look).await.unwrap();
         world
     }
 

@@ -116,8 +116,10 @@ async fn lifetimes_come_from_the_entry_and_end_with_it_and_with_the_authority() 
         let token = token(&domain, &node, &entry.id, &["a"]).await.unwrap();
         assert_eq!((token.issued_at, token.expires_at - now), (now, jwt), "{:?}", entry.spiffe_id);
     }
-    // At the very end of the entry nothing is issued for it, pruned or not.
-    clock.advance(Duration::from_secs(600));
+    // At the very end of an entry nothing is issued for it; nothing is pruned for ten seconds more.
+    let ending = domain.entry_from(with("/brief", 0, 0, now + 20)).await.unwrap();
+    clock.advance(Duration::from_secs(20));
+    assert!(world::list(&domain).await.contains(&ending));
     let params = vec![NewX509svidParams { entry_id: ending.id.clone(), csr: world::key().request(None, &[]).unwrap() }];
     let results = client(&domain, &node).await.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap().into_inner().results;
     assert_eq!(results[0].status.as_ref().unwrap().message, "entry not found or not authorized");

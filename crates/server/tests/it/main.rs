@@ -11,6 +11,7 @@
 )]
 
 mod attestation;
+mod configuration;
 mod entries;
 mod federation;
 mod following;

@@ -233,6 +233,7 @@ async fn nodes_whose_certificate_ended_long_ago_are_forgotten_if_so_configured()
     let banned = world::node(&domain).await;
     ban(&domain, &banned).await;
     clock.advance(HOUR * 2);
+    world::settled(&domain).await;
     let young = world::node(&domain).await;
     // An hour after its end, and past a round of pruning: nothing yet. The expired entry shows that the round took place.
     let mark = types::Entry { expires_at: domain.clock.now().secs() + 1, ..world::entry(&young.id, "/mark", &["uid:1"]) };

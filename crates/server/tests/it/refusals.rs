@@ -29,7 +29,7 @@ pub enum Outcome {
 pub async fn call(channel: Channel, method: &str) -> Outcome {
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.unwrap();
-    let path = PathAndQuery::from_maybe_shared(method.to_owned()).unwrap();
+    let path = PathAndQuery::try_from(method).unwrap();
     // An empty message decodes as any other, and any other as this one.
     let called = world::soon(method, grpc.server_streaming(Request::new(()), path, ProstCodec::<(), ()>::default())).await;
     let status = match called {
@@ -195,6 +195,7 @@ async fn a_certificate_that_ends_on_an_open_connection_gives_no_rights_any_more(
         stage.caller("a foreign administrator", &foreign_operator, &[Kind::Admin], Some(Reason::AgentNotAttested)).await,
     ];
     stage.clock.advance(HOUR * 2);
+    world::settled(&stage.domain).await;
     assert_eq!(complaints(&callers).await, "");
     // And no new connection comes about.
     for who in [&stage.node, &stage.admin, &stage.operator, &stage.downstream, &stage.plain] {

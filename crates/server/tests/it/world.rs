@@ -258,3 +258,8 @@ pub async fn select(domain: &Domain, node: &SpiffeId, values: &[&str]) {
     });
     written.await.unwrap();
 }
+
+/// Waits until the server has a certificate of its own again that is in force, after the clock was moved beyond its end.
+pub async fn settled(domain: &Domain) {
+    until("the server's own certificate", async || domain.connect(None).await.ok()).await.unwrap();
+}
