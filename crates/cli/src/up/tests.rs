@@ -78,6 +78,7 @@ async fn it_heals_by_itself_after_eight_days_off() {
     assert!(first.created);
     assert_eq!(identity(&layout).await, first.spiffe_id);
     parts.stop().await;
+    drop(layout);
     for days in [1, 8, 40] {
         clock.advance(Duration::from_secs(days * 24 * 3600));
         let layout = Layout::open(directory.path(), &wanted).unwrap();

@@ -15,8 +15,8 @@ use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
-use countersign_wire::entry_api::BatchCreateEntryRequest;
 use countersign_wire::entry_api::entry_client::EntryClient;
+use countersign_wire::entry_api::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
 use countersign_wire::svid::svid_client::SvidClient;
 use countersign_wire::svid::{BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams};
 use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -311,14 +311,14 @@ pub async fn push_rounds(product: &Product, rounds: usize) -> Vec<Duration> {
         let wanted = spiffe_id(&format!("/push/{round}"));
         let entry = entry(&spiffe_id("/node"), &wanted, &format!("unix:uid:{uid}"));
         let begun = Instant::now();
-        admin.batch_create_entry(BatchCreateEntryRequest { entries: vec![entry], output_mask: None }).await.unwrap();
-        loop {
-            let message = stream.message().await.unwrap().unwrap();
-            if message.svids.iter().any(|s| s.spiffe_id == wanted.as_str()) {
-                break;
-            }
-        }
+        let created = admin.batch_create_entry(BatchCreateEntryRequest { entries: vec![entry], output_mask: None }).await.unwrap();
+        let holds = |m: &X509svidResponse| m.svids.iter().any(|s| s.spiffe_id == wanted.as_str());
+        while !holds(&stream.message().await.unwrap().unwrap()) {}
         times.push(begun.elapsed());
+        // Gone again, so that each round is like the first.
+        let ids = created.into_inner().results.into_iter().map(|r| r.entry.unwrap().id).collect();
+        admin.batch_delete_entry(BatchDeleteEntryRequest { ids }).await.unwrap();
+        while holds(&stream.message().await.unwrap().unwrap()) {}
     }
     times
 }

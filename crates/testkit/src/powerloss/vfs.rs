@@ -1,5 +1,6 @@
-#![allow(unsafe_code, reason = "a SQLite file layer is a table of C functions")]
 //! The C face of the disk in `powerloss.rs`: the only unsafe code of this crate. It unpacks pointers and decides nothing.
+
+#![allow(unsafe_code, reason = "a SQLite file layer is a table of C functions")]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering, fence};

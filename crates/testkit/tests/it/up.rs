@@ -18,7 +18,15 @@ fn it_says_what_exists_and_what_to_try() {
     ] {
         assert!(up.greeting.contains(wanted), "`{wanted}` is not in:\n{}", up.greeting);
     }
+    // From then on one line per event.
+    let (node, told) = ("spiffe://example.org/up/node", "spiffe://example.org/told");
+    up.ok(&["entry", "create", "--parent-id", node, "--spiffe-id", told, "--selector", &me()]);
+    assert!(up.event(told).contains("agent  fetches an identity"));
     up.stop();
+}
+
+fn me() -> String {
+    format!("unix:uid:{}", rustix::process::geteuid().as_raw())
 }
 
 #[test]
