@@ -250,6 +250,7 @@ impl Sync {
         };
         let mut renew_at = svid.renew_at;
         let mut complete = false;
+        let mut acknowledge_at = None;
         loop {
             tokio::select! {
                 message = messages.message() => match message {
@@ -266,8 +267,10 @@ impl Sync {
                     Ok(None) => return Ended::Lost("the server ended the stream".to_owned()),
                     Err(status) => return ended(&status),
                 },
-                () = self.progress.notified() => {
-                    tokio::time::sleep(ACK_DELAY).await;
+                // Progress is told a little later, in one message, and nothing waits for that.
+                () = self.progress.notified(), if acknowledge_at.is_none() => acknowledge_at = Some(tokio::time::Instant::now() + ACK_DELAY),
+                () = tokio::time::sleep_until(acknowledge_at.unwrap_or_else(tokio::time::Instant::now)), if acknowledge_at.is_some() => {
+                    acknowledge_at = None;
                     let _ = self.acknowledge(&out).await;
                 }
                 () = self.clock.sleep_until(renew_at) => match self.renew(svid).await {
