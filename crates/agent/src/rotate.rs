@@ -247,3 +247,44 @@ impl Rotator {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use countersign_identity::TrustDomain;
+    use countersign_testkit::clock::VirtualClock;
+    use countersign_transport::random::Seeded;
+
+    use super::*;
+    use crate::cache::Update;
+
+    #[test]
+    fn what_is_under_way_is_not_asked_for_a_second_time() {
+        let own = TrustDomain::parse("example.org").expect("a name");
+        let cache = Arc::new(Cache::new(own.clone(), Arc::default(), 10));
+        let clock = Arc::new(VirtualClock::at(Timestamp::from_secs(1_800_000_000)));
+        let rotator = Rotator::new(Arc::clone(&cache), clock, Arc::new(Seeded::new(1)), KeyType::EcP256, Arc::default());
+        let facts: Arc<[Selector]> = Arc::new([Selector::new("unix", "uid:1").expect("a selector")]);
+        let _stream = cache.subscribers.join(Arc::clone(&facts));
+        let entry = countersign_wire::entry::from_wire(&countersign_wire::types::Entry {
+            id: "web".to_owned(),
+            spiffe_id: Some(countersign_wire::id::to_wire(&own.with_path("/web").expect("a path"))),
+            parent_id: Some(countersign_wire::id::to_wire(&own.with_path("/node").expect("a path"))),
+            selectors: countersign_wire::id::selectors_to_wire(&facts),
+            ..Default::default()
+        });
+        let applied = cache.apply(Update { entries: vec![Arc::new(entry.expect("an entry"))], ..Update::default() });
+        let next_is_ready = || pin!(rotator.next()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+
+        // The stream, woken by the update, is quicker than whoever applied it.
+        rotator.want(&cache.identities(&facts, Timestamp::EPOCH), &facts);
+        assert!(next_is_ready());
+        rotator.want_entries(&applied.wanted);
+        assert!(!next_is_ready());
+        // The other way round it is the same.
+        rotator.want(&cache.identities(&facts, Timestamp::EPOCH), &facts);
+        assert!(!next_is_ready());
+    }
+}
