@@ -6,8 +6,15 @@ use std::sync::{Arc, Weak};
 use countersign_identity::{Bundle, BundleSet, TrustDomain};
 use countersign_wire::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
 
-use super::workload::Kind;
 use crate::cache::{Identity, Svid};
+
+/// What a stream sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    X509Svids,
+    X509Bundles,
+    JwtBundles,
+}
 
 /// The bundles a caller with these identities may use: the own one and those its entries federate with.
 pub(super) fn bundles_of(identities: &[Identity], all: &BundleSet, own: &TrustDomain) -> BTreeMap<String, Arc<Bundle>> {

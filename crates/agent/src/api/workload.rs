@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::Api;
-use super::reply::{self, Fingerprint};
+use super::reply::{self, Fingerprint, Kind};
 use crate::attest::Caller;
 use crate::cache::{Identity, Subscription};
 
@@ -144,14 +144,6 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_wit_bundles(&self, _: Request<wire::WitBundlesRequest>) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
         Err(Status::unimplemented("fetching WIT bundles is not implemented"))
     }
-}
-
-/// What a stream sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    X509Svids,
-    X509Bundles,
-    JwtBundles,
 }
 
 /// The state a message is made from.
