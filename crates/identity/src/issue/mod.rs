@@ -3,9 +3,15 @@
 //! `Allowed → Linted → Recorded → sign`. This module makes `Linted` and nothing else can: its fields are private and
 //! it consumes the permission it was built from. No keys here; the signature comes back as an argument.
 //!
+//! A [`Linted`] can be handed on, and not be made or changed by hand:
+//!
+//! ```
+//! use countersign_identity::issue::Linted;
+//! fn hand_on<P>(permission: P, linted: Linted<P>) -> (P, Linted<P>) { (permission, linted) }
+//! ```
 //! ```compile_fail
-//! // A Linted cannot be made by hand.
-//! let forged = countersign_identity::issue::Linted { permission: (), body: todo!(), facts: todo!() };
+//! use countersign_identity::issue::Linted;
+//! fn forge<P>(permission: P, linted: Linted<P>) -> Linted<P> { Linted { permission, ..linted } }
 //! ```
 
 mod lint;

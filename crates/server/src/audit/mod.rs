@@ -72,10 +72,15 @@ pub enum JournalError {
 
 /// Proof that what is inside is durably in the journal. The only thing that can be signed.
 ///
+/// ```
+/// use countersign_identity::issue::Linted;
+/// use countersign_server::{audit::Recorded, policy::Allowed};
+/// fn hand_on(linted: Linted<Allowed>, recorded: Recorded) -> Recorded { recorded }
+/// ```
 /// ```compile_fail
-/// fn forge(linted: countersign_identity::issue::Linted<countersign_server::policy::Allowed>) -> countersign_server::audit::Recorded {
-///     countersign_server::audit::Recorded { linted, sequence: 0, journal: todo!() }
-/// }
+/// use countersign_identity::issue::Linted;
+/// use countersign_server::{audit::Recorded, policy::Allowed};
+/// fn forge(linted: Linted<Allowed>, recorded: Recorded) -> Recorded { Recorded { linted, ..recorded } }
 /// ```
 #[derive(Debug)]
 pub struct Recorded {

@@ -13,8 +13,13 @@ use super::gate::{AgentRefusal, judge_agent};
 /// This caller may have this credential. Its fields are private to this file, so nobody else can make one; it is
 /// consumed by being used and cannot be copied.
 ///
+/// ```
+/// use countersign_server::policy::Allowed;
+/// fn hand_on(kind: countersign_identity::issue::Kind, allowed: Allowed) -> Allowed { allowed }
+/// ```
 /// ```compile_fail
-/// let forged = countersign_server::policy::Allowed { kind: todo!() };
+/// use countersign_server::policy::Allowed;
+/// fn forge(kind: countersign_identity::issue::Kind, allowed: Allowed) -> Allowed { Allowed { kind, ..allowed } }
 /// ```
 #[derive(Debug)]
 pub struct Allowed {
