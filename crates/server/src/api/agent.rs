@@ -155,12 +155,15 @@ impl agent_server::Agent for Api {
         };
         let value = if request.token.is_empty() { uuid::Uuid::new_v4().to_string() } else { request.token };
         join_token::check(&value).map_err(|e| status::invalid(&caller, "invalid token", e))?;
-        let expires_at = self.clock.now().after(ttl);
-        let token = JoinToken { hash: join_token::hash(&value), expires_at, alias };
+        let now = self.clock.now();
+        let expires_at = now.after(ttl);
+        let hash = join_token::hash(&value);
+        let token = JoinToken { hash, expires_at, alias };
         let added = self.store.write(caller.actor(), move |draft| draft.token_add(&token)).await.map_err(|e| status::store(&e))?;
         if !added {
             return Err(Status::already_exists("failed to create token: it exists already"));
         }
+        self.attested.await_secret(hash, expires_at, now);
         self.audit(&caller, "CreateJoinToken", "", "success");
         Ok(Response::new(types::JoinToken { value, expires_at: expires_at.secs() }))
     }

@@ -31,6 +31,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_LIFETIME: Duration = Duration::from_secs(120);
 /// Answers kept at once.
 const ANSWERS_MAX: usize = 10_000;
+/// Secrets remembered as made here and not redeemed yet; 40 bytes each. Those beyond are looked up in the store.
+const AWAITED_MAX: usize = 65_536;
 /// Turns for admission, one of which each secret has by its hash: enough that strangers who guess do not stand in the way of
 /// nodes with a token.
 const TURNS: usize = 1024;
@@ -154,7 +156,9 @@ async fn admit(
     let mut selectors = attested.selectors;
     selectors = selector::sorted(std::mem::take(&mut selectors));
     // The secret is looked at before anything is signed, and redeemed with the node; a stranger costs no signature.
-    if let Some(secret) = attested.redeem {
+    if let Some(secret) = attested.redeem
+        && !api.attested.awaits(&secret)
+    {
         refuse_unknown_token(api, caller, secret).await?;
     }
     let allowed = Allowed::agent(&agent_id, selectors.clone(), caller.actor(), &api.lifetimes);
@@ -179,6 +183,9 @@ async fn admit(
         Kept::NoToken => return Err(unknown_token()),
         Kept::Expired => return Err(Status::invalid_argument("join token expired")),
     }
+    if let Some(secret) = redeem {
+        api.attested.redeemed(&secret);
+    }
     api.saw(&agent_id, None);
     api.metrics.issued("agent_x509", 1);
     tracing::info!(agent_id = %agent_id, caller = %caller.actor(), node_attestor_type = attestor, "Agent attestation request completed");
@@ -193,7 +200,8 @@ fn unknown_token() -> Status {
     Status::invalid_argument("failed to attest: join token does not exist or has already been used")
 }
 
-/// Refuses a secret that nobody made, before the work of an issuance is spent on it.
+/// Refuses a secret that nobody made, before the work of an issuance is spent on it. Asked of the store only for secrets that
+/// this server did not make since its start: a second transaction costs a node as much as the handshake's key exchange.
 async fn refuse_unknown_token(api: &Api, caller: &Caller, secret: [u8; 32]) -> Result<(), Status> {
     let known = api.store.write(caller.actor(), move |draft| draft.token_known(&secret)).await.map_err(|e| status::store(&e))?;
     if known { Ok(()) } else { Err(unknown_token()) }
@@ -279,19 +287,40 @@ struct Question {
     key: [u8; 32],
 }
 
-/// Answers given a short time ago, and turns by which calls with the same secret follow each other.
+/// Answers given a short time ago, turns by which calls with the same secret follow each other, and the secrets (by hash,
+/// with their end) that are awaited. The last only says that asking is worth a signature; the store alone redeems.
 pub(crate) struct Recent {
+    awaited: Mutex<HashMap<[u8; 32], Timestamp>>,
     answers: Mutex<HashMap<Question, (Timestamp, attest_agent_response::Result)>>,
     turns: Vec<tokio::sync::Mutex<()>>,
 }
 
 impl Default for Recent {
     fn default() -> Self {
-        Self { answers: Mutex::default(), turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect() }
+        Self { awaited: Mutex::default(), answers: Mutex::default(), turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect() }
     }
 }
 
 impl Recent {
+    /// Remembers a secret that was just made.
+    pub(crate) fn await_secret(&self, secret: [u8; 32], expires_at: Timestamp, now: Timestamp) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        if awaited.len() >= AWAITED_MAX {
+            awaited.retain(|_, end| *end > now);
+        }
+        if awaited.len() < AWAITED_MAX {
+            awaited.insert(secret, expires_at);
+        }
+    }
+
+    fn awaits(&self, secret: &[u8; 32]) -> bool {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).contains_key(secret)
+    }
+
+    fn redeemed(&self, secret: &[u8; 32]) {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).remove(secret);
+    }
+
     async fn turn(&self, secret: &[u8; 32]) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         let [first, second, ..] = secret;
         Some(self.turns.get(usize::from(u16::from_be_bytes([*first, *second])) % TURNS)?.lock().await)
