@@ -126,7 +126,7 @@ impl agent_server::Agent for Api {
         request: Request<Streaming<agent::AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         let caller = Self::caller(&request)?;
-        Ok(Response::new(attest::start(self.clone(), caller, request.into_inner())))
+        Ok(Response::new(attest::start(self.clone(), caller, request.into_inner()).await?))
     }
 
     async fn renew_agent(&self, request: Request<agent::RenewAgentRequest>) -> Result<Response<agent::RenewAgentResponse>, Status> {

@@ -40,9 +40,10 @@ const TURNS: usize = 1024;
 /// What the node is sent.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<AttestAgentResponse, Status>> + Send>>;
 
-/// Begins an exchange.
-pub(crate) fn start(api: Api, caller: Caller, messages: Streaming<AttestAgentRequest>) -> Answers {
-    let (out, answers) = mpsc::channel(1);
+/// Begins an exchange. Ready with its first answer, as gRPC servers usually send their head with it: one packet, and a failure
+/// comes in the head alone.
+pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAgentRequest>) -> Result<Answers, Status> {
+    let (out, mut answers) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut exchange = Exchange { messages, out: out.clone() };
         let last = match attest(&api, &caller, &mut exchange).await {
@@ -56,7 +57,8 @@ pub(crate) fn start(api: Api, caller: Caller, messages: Streaming<AttestAgentReq
         };
         let _ = out.send(last).await;
     });
-    Box::pin(ReceiverStream::new(answers))
+    let first = answers.recv().await.unwrap_or_else(|| Err(Status::unavailable("the server is shutting down")))?;
+    Ok(Box::pin(tokio_stream::once(Ok(first)).chain(ReceiverStream::new(answers))))
 }
 
 struct Exchange {
