@@ -1,7 +1,7 @@
 //! The seam between our SQL and a database. SQLite is the first dialect; a second one implements [`Database`].
 //!
 //! SQL here is what both SQLite and PostgreSQL understand: `$1` parameters numbered in order of appearance, `ON CONFLICT`,
-//! `BIGINT`, `TEXT` and, through [`Database::BLOB`], bytes.
+//! `BIGINT`, `TEXT` and, through [`Database::BLOB`] and [`Database::KEYED`], bytes and tables kept by key.
 
 mod sqlite;
 
@@ -33,6 +33,9 @@ pub(crate) type EachRow<'a> = &'a mut dyn FnMut(&dyn Row) -> Result<(), StoreErr
 pub(crate) trait Database: Send {
     /// The dialect's type for bytes.
     const BLOB: &'static str;
+    /// What the dialect says after a table that is kept in the order of its primary key, or nothing: one page to change for a
+    /// small row instead of one in the table and one in its index.
+    const KEYED: &'static str;
 
     /// Runs a statement and says how many rows it changed.
     fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<usize, StoreError>;

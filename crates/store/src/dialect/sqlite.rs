@@ -99,6 +99,7 @@ fn bind(statement: &mut rusqlite::Statement<'_>, values: &[Value<'_>]) -> Result
 
 impl Database for Sqlite {
     const BLOB: &'static str = "BLOB";
+    const KEYED: &'static str = "WITHOUT ROWID";
 
     fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<usize, StoreError> {
         let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;

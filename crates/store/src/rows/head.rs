@@ -17,13 +17,13 @@ CREATE TABLE head (
     epoch BYTES NOT NULL,
     revision BIGINT NOT NULL,
     digest BYTES NOT NULL
-);
+) KEYED;
 CREATE TABLE txn (
     last_revision BIGINT PRIMARY KEY,
     id BYTES NOT NULL UNIQUE,
     first_revision BIGINT NOT NULL,
     digest BYTES NOT NULL
-);
+) KEYED;
 CREATE TABLE log (
     revision BIGINT PRIMARY KEY,
     noun BIGINT NOT NULL,
@@ -31,7 +31,7 @@ CREATE TABLE log (
     deleted BIGINT NOT NULL,
     at_millis BIGINT NOT NULL,
     actor TEXT NOT NULL
-);
+) KEYED;
 ";
 
 /// The head row.

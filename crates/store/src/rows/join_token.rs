@@ -12,7 +12,7 @@ CREATE TABLE join_token (
     hash BYTES PRIMARY KEY,
     expires_at BIGINT NOT NULL,
     alias TEXT
-);
+) KEYED;
 ";
 
 /// Adds a token. Says whether it is new.

@@ -21,7 +21,7 @@ pub(crate) const SCHEMA_VERSION: i64 = 1;
 /// Creates every table.
 pub(crate) fn create<D: Database>(database: &mut D) -> Result<(), StoreError> {
     for schema in [head::SCHEMA, entry::SCHEMA, node::SCHEMA, bundle::SCHEMA, authority::SCHEMA, join_token::SCHEMA, seen::SCHEMA] {
-        database.define(&schema.replace("BYTES", D::BLOB))?;
+        database.define(&schema.replace("BYTES", D::BLOB).replace("KEYED", D::KEYED))?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ CREATE TABLE node (
     new_expires_at BIGINT NOT NULL,
     can_reattest BIGINT NOT NULL,
     selectors TEXT NOT NULL
-);
+) KEYED;
 ";
 
 pub(crate) fn put<D: Database>(database: &mut D, node: &Node) -> Result<(), StoreError> {

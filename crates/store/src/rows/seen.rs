@@ -14,7 +14,7 @@ CREATE TABLE seen (
     id TEXT PRIMARY KEY,
     version TEXT NOT NULL,
     at_millis BIGINT NOT NULL
-);
+) KEYED;
 ";
 
 pub(crate) fn put<D: Database>(database: &mut D, seen: &Seen) -> Result<(), StoreError> {
