@@ -20,8 +20,14 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes under way from all addresses: each costs a fifth of a millisecond of CPU and some memory.
 pub const HANDSHAKES_MAX: usize = 512;
-/// Handshakes under way from one address; a fleet behind one NAT address reconnects in waves of this size.
+/// Handshakes under way from one address (of IPv6: one /64); a fleet behind one NAT address reconnects in waves of this size.
 pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 128;
+/// Open connections without certificate from all addresses: an eighth of all, so that strangers cannot take the places of
+/// agents.
+pub const ANONYMOUS_MAX: usize = 8192;
+/// Open connections without certificate from one address (of IPv6: one /64). Only nodes that join need one, for seconds; a
+/// rack behind one NAT address joins in waves of this size.
+pub const ANONYMOUS_PER_ADDRESS_MAX: usize = 256;
 /// A connection without certificate is closed after this time: joining takes seconds, and nobody else needs one.
 pub const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a call may take until its answer begins, its request included: a caller that sends half a request and waits

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -18,7 +18,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use crate::limits::{ANONYMOUS_AGE_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX};
+use crate::limits::{
+    ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
+    TCP_CONNECTIONS_MAX,
+};
+use crate::prefix::Prefix;
 
 /// What is known about a TLS peer. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct Connection {
     peer: TlsPeer,
     /// When a connection without certificate is closed.
     closes: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Its place among those without certificate.
+    _anonymous: Option<Place>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -60,14 +66,15 @@ pub struct Counters {
 }
 
 /// Accepts connections for as long as somebody takes them. Handshakes run beside each other, bounded by address and in
-/// total; whoever is too slow or one too many is turned away without an answer.
+/// total, and so are connections without certificate; whoever is too slow or one too many is turned away without an answer.
 pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<Counters>) -> ReceiverStream<io::Result<Connection>> {
     use std::sync::atomic::Ordering::Relaxed;
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(config);
         let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
-        let handshakes = Arc::new(Handshakes::default());
+        let handshakes = Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX);
+        let anonymous = Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -81,11 +88,11 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                     continue;
                 }
             };
-            let (Ok(place), Some(turn)) = (Arc::clone(&connections).try_acquire_owned(), handshakes.take(address.ip())) else {
+            let (Ok(place), Some(turn)) = (Arc::clone(&connections).try_acquire_owned(), handshakes.take(Prefix::of(address.ip()))) else {
                 counters.turned_away.fetch_add(1, Relaxed);
                 continue;
             };
-            let (acceptor, sender, counters) = (acceptor.clone(), sender.clone(), Arc::clone(&counters));
+            let (acceptor, sender, counters, anonymous) = (acceptor.clone(), sender.clone(), Arc::clone(&counters), Arc::clone(&anonymous));
             tokio::spawn(async move {
                 // INVARIANT: without TCP_NODELAY each call waits 40 ms for a delayed acknowledgement.
                 let shaken = stream.set_nodelay(true).is_ok().then(|| tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
@@ -97,8 +104,17 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                 match outcome {
                     Ok(Ok(stream)) => {
                         let identity = identity_of(&stream);
-                        let closes = identity.is_none().then(|| Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX)));
-                        let _ = sender.send(Ok(Connection { stream, peer: TlsPeer { address, identity }, closes, _place: place })).await;
+                        let (mut closes, mut stranger) = (None, None);
+                        if identity.is_none() {
+                            closes = Some(Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX)));
+                            stranger = anonymous.take(Prefix::of(address.ip()));
+                            if stranger.is_none() {
+                                counters.turned_away.fetch_add(1, Relaxed);
+                                return;
+                            }
+                        }
+                        let peer = TlsPeer { address, identity };
+                        let _ = sender.send(Ok(Connection { stream, peer, closes, _anonymous: stranger, _place: place })).await;
                     }
                     Ok(Err(error)) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
@@ -126,35 +142,45 @@ fn identity_of(stream: &TlsStream<TcpStream>) -> Option<Arc<TlsIdentity>> {
     }))
 }
 
-#[derive(Debug, Default)]
-struct Handshakes(Mutex<(usize, HashMap<IpAddr, usize>)>);
+/// Places that are taken by address and in total, for as long as whoever took one holds it.
+#[derive(Debug)]
+struct Places {
+    max: usize,
+    per_prefix_max: usize,
+    taken: Mutex<(usize, HashMap<Prefix, usize>)>,
+}
 
-impl Handshakes {
-    fn take(self: &Arc<Self>, address: IpAddr) -> Option<Turn> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = counts.1.get(&address).copied().unwrap_or_default();
-        if counts.0 >= HANDSHAKES_MAX || of_address >= HANDSHAKES_PER_ADDRESS_MAX {
+impl Places {
+    fn new(max: usize, per_prefix_max: usize) -> Arc<Self> {
+        Arc::new(Self { max, per_prefix_max, taken: Mutex::default() })
+    }
+
+    fn take(self: &Arc<Self>, prefix: Prefix) -> Option<Place> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_prefix = taken.1.get(&prefix).copied().unwrap_or_default();
+        if taken.0 >= self.max || of_prefix >= self.per_prefix_max {
             return None;
         }
-        counts.0 += 1;
-        counts.1.insert(address, of_address + 1);
-        Some(Turn { handshakes: Arc::clone(self), address })
+        taken.0 += 1;
+        taken.1.insert(prefix, of_prefix + 1);
+        Some(Place { places: Arc::clone(self), prefix })
     }
 }
 
-struct Turn {
-    handshakes: Arc<Handshakes>,
-    address: IpAddr,
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    prefix: Prefix,
 }
 
-impl Drop for Turn {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.handshakes.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.0 -= 1;
-        if let Some(of_address) = counts.1.get_mut(&self.address) {
-            *of_address -= 1;
-            if *of_address == 0 {
-                counts.1.remove(&self.address);
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.0 -= 1;
+        if let Some(of_prefix) = taken.1.get_mut(&self.prefix) {
+            *of_prefix -= 1;
+            if *of_prefix == 0 {
+                taken.1.remove(&self.prefix);
             }
         }
     }
@@ -198,5 +224,25 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_64_of_ipv6_has_the_places_of_one_address_and_the_total_is_bounded() {
+        let take = |places: &Arc<Places>, address: &str| places.take(Prefix::of(address.parse().expect("an address")));
+        let places = Places::new(3, 2);
+        let first = take(&places, "2001:db8:0:1::1").expect("room");
+        let _second = take(&places, "2001:db8:0:1::2").expect("room");
+        assert!(take(&places, "2001:db8:0:1::3").is_none(), "its /64 is full");
+        let _third = take(&places, "2001:db8:0:2::1").expect("room for others");
+        assert!(take(&places, "192.0.2.1").is_none(), "all is full");
+        drop(first);
+        assert!(take(&places, "2001:db8:0:1::3").is_some(), "a place that is given back is free");
+        drop((_second, _third));
+        assert_eq!(*places.taken.lock().expect("the places"), (0, HashMap::new()), "nobody is remembered who holds nothing");
     }
 }

@@ -17,6 +17,7 @@ mod federation;
 mod following;
 mod issuance;
 mod journal;
+mod limits;
 mod listings;
 mod minting;
 mod nodes;
