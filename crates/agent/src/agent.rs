@@ -135,7 +135,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     };
     let svid = match node.load()? {
         Some(svid) => svid,
-        None => join(&node, &clock).await?,
+        None => join(&node, &clock, &random).await?,
     };
 
     let metrics = Arc::new(Metrics::default());
@@ -200,7 +200,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
 }
 
 /// Joins the trust domain, patiently while the server is away, but not when it refuses.
-async fn join(node: &Node, clock: &SharedClock) -> Result<Arc<NodeSvid>, AgentError> {
+async fn join(node: &Node, clock: &SharedClock, random: &SharedRandom) -> Result<Arc<NodeSvid>, AgentError> {
     let mut retry = JOIN_RETRY_FIRST;
     loop {
         let error = match node.attest(None).await {
@@ -220,7 +220,8 @@ async fn join(node: &Node, clock: &SharedClock) -> Result<Arc<NodeSvid>, AgentEr
             NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) => return Err(error.into()),
             NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) => {
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
-                sleep(clock.as_ref(), retry).await;
+                // Jitter: a rack that comes back after a power cut must not ask in step.
+                sleep(clock.as_ref(), retry.mul_f64(0.8 + 0.4 * random.fraction())).await;
                 retry = (retry * 2).min(JOIN_RETRY_MAX);
                 // A clock that was ahead at the start may have been corrected meanwhile.
                 if let Some(svid) = node.load()? {

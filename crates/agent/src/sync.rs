@@ -212,7 +212,8 @@ impl Sync {
                 }
                 Err(error) => {
                     tracing::error!(%error, retry_interval = ?retry, "Could not reattest agent");
-                    sleep(self.clock.as_ref(), retry).await;
+                    // Jitter: agents whose node rows went together must not ask in step.
+                    sleep(self.clock.as_ref(), retry.mul_f64(0.8 + 0.4 * self.random.fraction())).await;
                     retry = (retry * 2).min(RETRY_MAX);
                 }
             }

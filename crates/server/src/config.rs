@@ -20,13 +20,13 @@ use countersign_transport::unix;
 
 use crate::audit;
 use crate::jobs::NodePruning;
+use crate::ratelimit;
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Keys of SPIRE's that are recognised and not there yet; setting one is an error that says so.
 const NOT_YET: &[(&str, &str)] = &[
-    ("ratelimit", "limits by address come later; handshakes are limited already"),
     ("experimental", "changes are pushed at once, so the cache settings have nothing left to do; leave the block out"),
     ("federation", "fetching bundles of other trust domains comes later; set them with `bundle set` meanwhile"),
     ("profiling_enabled", "profiling comes later"),
@@ -73,6 +73,7 @@ pub struct Config {
     pub(crate) jwt_issuer: Option<String>,
     pub(crate) node_pruning: Option<NodePruning>,
     pub(crate) journal: audit::Settings,
+    pub(crate) ratelimit: ratelimit::Settings,
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestors: Vec<Arc<dyn ServerHalf>>,
 }
@@ -146,6 +147,7 @@ impl Config {
         let (key_manager, node_attestors, store_path) = read_plugins(plugins)?;
         let config = Self {
             journal: read_journal(&mut server, &data_dir)?,
+            ratelimit: read_ratelimit(&mut server)?,
             jwt_key_type: key_type(&mut server, "jwt_key_type")?.unwrap_or(ca_key_type),
             ca_subject: ca_subject(&mut server)?,
             admin_ids: server.strings("admin_ids")?.iter().map(|s| s.parse(|t| SpiffeId::parse(t))).collect::<Result<_, _>>()?,
@@ -230,6 +232,20 @@ fn read_journal(server: &mut Section, data_dir: &Path) -> Result<audit::Settings
     if let Some(size) = block.integer("max_size_mib")? {
         let mib = u64::try_from(size.value).ok().filter(|n| *n >= 128).ok_or_else(|| size.error("must be at least 128"))?;
         settings.bytes_max = mib << 20;
+    }
+    block.finish()?;
+    Ok(settings)
+}
+
+/// `ratelimit { attestation, signing }`, both on unless switched off.
+fn read_ratelimit(server: &mut Section) -> Result<ratelimit::Settings, ConfigError> {
+    let mut settings = ratelimit::Settings { attestation: true, signing: true };
+    let Some(mut block) = server.section("ratelimit")? else { return Ok(settings) };
+    if let Some(attestation) = block.boolean("attestation")? {
+        settings.attestation = attestation.value;
+    }
+    if let Some(signing) = block.boolean("signing")? {
+        settings.signing = signing.value;
     }
     block.finish()?;
     Ok(settings)

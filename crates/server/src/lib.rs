@@ -1,7 +1,7 @@
 //! The authority: registration, attestation of nodes, issuance, rotation, and the journal of it all.
 //!
 //! Rooms: `api` (what can be asked), `policy` (who may), `audit` (written down first), `authorities` (signed last),
-//! `follow` (who must know). It must never sign what is not recorded, never refuse on a stale snapshot without saying so,
+//! `follow` (who must know), `ratelimit` (how often). It must never sign what is not recorded, never refuse on a stale snapshot without saying so,
 //! and never read the database on a call of an agent but attestation. It knows nothing of the agent's code.
 
 pub mod api;
@@ -13,6 +13,7 @@ mod jobs;
 mod metrics;
 mod own;
 pub mod policy;
+mod ratelimit;
 mod server;
 
 pub use config::Config;

@@ -34,6 +34,7 @@ use crate::metrics::{Metrics, Reading};
 use crate::own::OwnIdentity;
 use crate::policy::allowed::Lifetimes;
 use crate::policy::gate::{Gate, GateLayer};
+use crate::ratelimit::RateLimits;
 
 /// How long calls under way may take once the server is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,6 +170,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         started_at: clock.now(),
         audit_log: config.audit_log_enabled,
         attested: api::Recent::default(),
+        rate_limits: RateLimits::new(config.ratelimit, &clock),
         seen: Mutex::new(seen),
     }));
     let gate = Gate {

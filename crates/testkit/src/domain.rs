@@ -102,12 +102,14 @@ impl Domain {
         self.directory().join("server.sock")
     }
 
-    /// The server's configuration as text.
+    /// The server's configuration as text. All nodes of a test join from one address, some at one virtual instant: the limit
+    /// of attestations is off unless the test sets limits itself.
     pub fn server_configuration(&self) -> String {
         let dir = self.directory().display();
+        let ratelimit = if self.extra.contains("ratelimit") { "" } else { "ratelimit {\n attestation = false\n }\n" };
         format!(
             "server {{\n trust_domain = \"example.org\"\n bind_address = \"127.0.0.1\"\n bind_port = {port}\n \
-             socket_path = \"{dir}/server.sock\"\n data_dir = \"{dir}/server\"\n {extra}\n}}\nplugins {{\n DataStore \"sql\" {{\n \
+             socket_path = \"{dir}/server.sock\"\n data_dir = \"{dir}/server\"\n {ratelimit} {extra}\n}}\nplugins {{\n DataStore \"sql\" {{\n \
              plugin_data {{\n database_type = \"sqlite3\"\n connection_string = \"{dir}/server/store.sqlite3\"\n }}\n }}\n \
              KeyManager \"disk\" {{\n plugin_data {{\n keys_path = \"{dir}/server/keys.json\"\n }}\n }}\n}}\n",
             port = self.port,

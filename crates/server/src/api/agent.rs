@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::filter::{self, SetMatch};
 use super::{Api, attest, status};
 use crate::policy::{Allowed, Caller};
+use crate::ratelimit;
 
 /// Longest agent version kept, in bytes; SPIRE's limit.
 const AGENT_VERSION_BYTES_MAX: usize = 255;
@@ -126,12 +127,16 @@ impl agent_server::Agent for Api {
         request: Request<Streaming<agent::AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         let caller = Self::caller(&request)?;
+        let patience = ratelimit::patience(request.metadata());
+        self.rate_limits.attestation(&caller.proof, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         Ok(Response::new(attest::start(self.clone(), caller, request.into_inner()).await?))
     }
 
     async fn renew_agent(&self, request: Request<agent::RenewAgentRequest>) -> Result<Response<agent::RenewAgentResponse>, Status> {
         let caller = Self::caller(&request)?;
         let identity = Self::agent(&request)?;
+        let patience = ratelimit::patience(request.metadata());
+        self.rate_limits.x509(&identity.spiffe_id, 1, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         let api = self.clone();
         // In a task of its own: once the renewal is durable it runs to its end, even if the agent hangs up.
         let renewal = tokio::spawn(async move { api.renew(&caller, &identity, request.into_inner()).await });

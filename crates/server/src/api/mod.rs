@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::own::OwnIdentity;
 use crate::policy::Caller;
 use crate::policy::allowed::Lifetimes;
+use crate::ratelimit::{Exceeded, RateLimits};
 
 /// Reads and sets the log level of the process.
 pub trait LogLevels: Send + Sync {
@@ -65,6 +66,7 @@ pub(crate) struct Context {
     pub(crate) started_at: Timestamp,
     pub(crate) audit_log: bool,
     pub(crate) attested: attest::Recent,
+    pub(crate) rate_limits: RateLimits,
     pub(crate) seen: Mutex<HashMap<SpiffeId, Seen>>,
 }
 
@@ -89,6 +91,13 @@ impl Api {
     /// The agent the gate let through.
     fn agent<T>(request: &Request<T>) -> Result<Arc<TlsIdentity>, Status> {
         Self::caller(request)?.agent().cloned().ok_or_else(|| Status::internal("BUG: an agent's call without agent"))
+    }
+
+    /// A caller that is over its rate limit. Not its end: clients try again later.
+    fn over_limit(&self, caller: &Caller, exceeded: Exceeded) -> Status {
+        tracing::debug!(caller = %caller.actor(), "Rate limit exceeded");
+        self.metrics.refused("rate limit");
+        Status::resource_exhausted(exceeded.to_string())
     }
 
     /// One line in the audit log, where it is on.

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Api;
 use crate::follow::{self, Follower};
+use crate::ratelimit;
 
 /// Messages that may wait for a slow agent; what comes after waits as keys in its mailbox.
 const MESSAGES_MAX: usize = 4;
@@ -66,15 +67,18 @@ impl node_server::Node for Api {
     async fn issue(&self, request: Request<node::IssueRequest>) -> Result<Response<node::IssueResponse>, Status> {
         let caller = Self::caller(&request)?;
         let agent = Self::agent(&request)?;
+        let patience = ratelimit::patience(request.metadata());
         let request = request.into_inner();
         // What the node says about the workload is written down as its claim, and believed no further.
         let facts = id::selectors_from_wire(&request.facts).map_err(|e| Status::invalid_argument(format!("malformed facts: {e}")))?;
         let credential = match request.credential {
             Some(issue_request::Credential::X509Csr(csr)) => {
+                self.rate_limits.x509(&agent.spiffe_id, 1, patience).await.map_err(|e| self.over_limit(&caller, e))?;
                 let params = svid::NewX509svidParams { entry_id: request.entry_id, csr };
                 issue_response::Credential::X509(self.workload_x509(&caller, &agent, &params, facts).await?)
             }
             Some(issue_request::Credential::Jwt(jwt)) => {
+                self.rate_limits.jwt(&agent.spiffe_id, patience).await.map_err(|e| self.over_limit(&caller, e))?;
                 issue_response::Credential::Jwt(self.workload_jwt(&caller, &agent, &request.entry_id, jwt.audience, facts).await?)
             }
             None => return Err(Status::invalid_argument("missing credential")),

@@ -16,9 +16,11 @@ use super::{Api, attest, status};
 use crate::authorities::IssuedJwt;
 use crate::policy::allowed::{Refusal, Wanted};
 use crate::policy::{Allowed, Caller};
+use crate::ratelimit::{self, SIGNING_BURST};
 
-/// Most requests in one batch; SPIRE's limiter lets no larger one through.
-const BATCH_MAX: usize = 500;
+/// Most requests in one batch. SPIRE's limiter lets no larger one through, its agents split theirs there, and the answer to
+/// a much larger one would be more than a client reads in one message.
+const BATCH_MAX: u32 = SIGNING_BURST;
 
 #[tonic::async_trait]
 impl svid_server::Svid for Api {
@@ -64,13 +66,16 @@ impl svid_server::Svid for Api {
     ) -> Result<Response<svid::BatchNewX509svidResponse>, Status> {
         let caller = Self::caller(&request)?;
         let agent = Self::agent(&request)?;
+        let patience = ratelimit::patience(request.metadata());
         let params = request.into_inner().params;
         if params.is_empty() {
             return Err(status::invalid_plain(&caller, "missing parameters"));
         }
-        if params.len() > BATCH_MAX {
-            return Err(Status::resource_exhausted(format!("rate ({}) exceeds burst size ({BATCH_MAX})", params.len())));
-        }
+        let count = u32::try_from(params.len())
+            .ok()
+            .filter(|count| *count <= BATCH_MAX)
+            .ok_or_else(|| Status::resource_exhausted(format!("rate ({}) exceeds burst size ({BATCH_MAX})", params.len())))?;
+        self.rate_limits.x509(&agent.spiffe_id, count, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         self.saw(&agent.spiffe_id, None);
         let snapshot = self.store.snapshot();
         let now = self.clock.now();
@@ -102,6 +107,8 @@ impl svid_server::Svid for Api {
     async fn new_jwtsvid(&self, request: Request<svid::NewJwtsvidRequest>) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
         let caller = Self::caller(&request)?;
         let agent = Self::agent(&request)?;
+        let patience = ratelimit::patience(request.metadata());
+        self.rate_limits.jwt(&agent.spiffe_id, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         let request = request.into_inner();
         self.saw(&agent.spiffe_id, None);
         let svid = self.workload_jwt(&caller, &agent, &request.entry_id, request.audience, Vec::new()).await?;

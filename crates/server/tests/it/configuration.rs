@@ -55,7 +55,7 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
         "zzzzzz = 1",
         expect![[r#"
         server.conf:4: unknown configuration detected: `server.zzzzzz`
-        hint: known here: ratelimit, experimental, federation, profiling_enabled, profiling_port, profiling_freq, profiling_names, proxy_protocol_trusted_cidrs, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location"#]],
+        hint: known here: experimental, federation, profiling_enabled, profiling_port, profiling_freq, profiling_names, proxy_protocol_trusted_cidrs, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location"#]],
     );
     server(
         "ca_subject {\n    countri = [\"US\"]\n  }",
@@ -68,6 +68,12 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
         expect![[r#"
         server.conf:5: unknown configuration detected: `server.journal.retension`
         hint: did you mean `retention`?"#]],
+    );
+    server(
+        "ratelimit {\n    atestation = false\n  }",
+        expect![[r#"
+        server.conf:5: unknown configuration detected: `server.ratelimit.atestation`
+        hint: did you mean `attestation`?"#]],
     );
     whole(
         "serverr {\n}\n",
@@ -86,6 +92,8 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
 #[test]
 fn values_of_another_kind_or_out_of_range_are_refused() {
     server("bind_port = \"many\"", expect!["server.conf:4: `server.bind_port` is `many`, expected a whole number"]);
+    server("ratelimit {\n    signing = 500\n  }", expect!["server.conf:5: `server.ratelimit.signing` is a number, expected true or false"]);
+    server("ratelimit {\n    attestation = false\n    signing = true\n  }", expect!["fine; warnings: []"]);
     server("bind_port = 70000", expect!["server.conf:4: `server.bind_port`: 70000 is not a port, expected 0 to 65535"]);
     server("bind_address = \"somewhere\"", expect!["server.conf:4: `server.bind_address`: `somewhere` is not an IP address"]);
     server("socket_path = 5", expect!["server.conf:4: `server.socket_path` is a number, expected a string in double quotes"]);
@@ -207,7 +215,7 @@ fn what_must_be_there_is_asked_for() {
 
 #[test]
 fn what_comes_later_says_so() {
-    for key in ["ratelimit {}", "experimental {}", "profiling_enabled = true", "max_attested_node_info_staleness = \"1m\""] {
+    for key in ["experimental {}", "profiling_enabled = true", "max_attested_node_info_staleness = \"1m\""] {
         let text = format!(
             "server {{\n  trust_domain = \"example.org\"\n  data_dir = \"/tmp/none\"\n  {key}\n}}\n{}",
             PLUGINS.replace("PLUGIN", "")

@@ -1,8 +1,22 @@
 //! What strangers, agents and local callers can cost the server, and that others are served meanwhile.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_testkit::domain::status;
 use countersign_transport::limits::ANONYMOUS_PER_ADDRESS_MAX;
+use countersign_wire::agent::agent_client::AgentClient;
+use countersign_wire::agent::{AgentX509svidParams, AttestAgentRequest, RenewAgentRequest, attest_agent_request};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::node::node_client::NodeClient;
+use countersign_wire::node::{IssueRequest, issue_request};
+use countersign_wire::svid::svid_client::SvidClient;
+use countersign_wire::svid::{BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams};
+use countersign_wire::types;
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::world::{self, Domain};
 
@@ -26,4 +40,107 @@ async fn an_address_holds_a_bounded_number_of_connections_without_certificate() 
     assert!(served(domain.connect(Some(&node)).await.unwrap()).await);
     drop(held.pop());
     world::until("the place that was given back", &full).await.unwrap();
+}
+
+/// Joins with a token of its own.
+async fn join(domain: Arc<Domain>) -> Result<(), Code> {
+    let token = domain.token(None).await.unwrap();
+    domain.join(&token).await.map(|_| ()).map_err(|e| status(&e).unwrap().code())
+}
+
+#[tokio::test]
+async fn a_rack_behind_one_address_joins_in_turn_and_the_rest_is_told_to_come_again() {
+    let (domain, clock) = world::virtual_domain("ratelimit {\n }").await;
+    let domain = Arc::new(domain);
+    let mut rack = JoinSet::new();
+    for _ in 0..25 {
+        rack.spawn(join(Arc::clone(&domain)));
+    }
+    // At one instant one is let in, twenty wait for the twenty seconds they would have to, and four are too many.
+    let mut at_once = Vec::new();
+    for _ in 0..5 {
+        at_once.push(world::soon("an answer at once", rack.join_next()).await.unwrap().unwrap());
+    }
+    at_once.sort_by_key(Result::is_err);
+    assert_eq!(
+        at_once,
+        [Ok(()), Err(Code::ResourceExhausted), Err(Code::ResourceExhausted), Err(Code::ResourceExhausted), Err(Code::ResourceExhausted)]
+    );
+    // A local process is exempt: it is told what is wrong with its token while the line is full.
+    let local = {
+        let data = types::AttestationData { r#type: "join_token".to_owned(), payload: b"guessed".to_vec() };
+        let params = Some(AgentX509svidParams { csr: world::key().request(None, &[]).unwrap() });
+        let step = Some(attest_agent_request::Step::Params(attest_agent_request::Params { data: Some(data), params }));
+        let call = async || {
+            let requests = tokio_stream::iter([AttestAgentRequest { step: step.clone() }]);
+            world::agents(&domain).await.attest_agent(requests).await?.into_inner().message().await
+        };
+        world::soon("an answer to a local process", call()).await.unwrap_err()
+    };
+    assert_eq!(local.code(), Code::InvalidArgument, "{local}");
+    for second in 0..20 {
+        assert_eq!(rack.len(), 20 - second);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(world::soon("the next in line", rack.join_next()).await.unwrap().unwrap(), Ok(()));
+    }
+    // Whoever comes again is served.
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(world::soon("a late comer", join(domain)).await, Ok(()));
+}
+
+/// A batch of so many items, each of which is refused for itself, and counts.
+async fn batch(channel: Channel, count: usize) -> Result<usize, Code> {
+    let params = vec![NewX509svidParams::default(); count];
+    let answer = SvidClient::new(channel).batch_new_x509svid(BatchNewX509svidRequest { params }).await;
+    answer.map(|a| a.into_inner().results.len()).map_err(|s| s.code())
+}
+
+#[tokio::test]
+async fn an_agent_that_asks_for_too_many_signatures_stands_in_nobodys_way() {
+    let (domain, clock) = world::virtual_domain("").await;
+    let (greedy, other) = (world::node(&domain).await, world::node(&domain).await);
+    let (greedy_channel, other_channel) = (domain.connect(Some(&greedy)).await.unwrap(), domain.connect(Some(&other)).await.unwrap());
+    let mut batches = JoinSet::new();
+    // 500 are there, ten thousand more come within the twenty seconds a call waits, and then no more.
+    for _ in 0..22 {
+        batches.spawn(batch(greedy_channel.clone(), 500));
+    }
+    let mut at_once = Vec::new();
+    for _ in 0..2 {
+        at_once.push(world::soon("an answer at once", batches.join_next()).await.unwrap().unwrap());
+    }
+    at_once.sort_by_key(Result::is_err);
+    assert_eq!(at_once, [Ok(500), Err(Code::ResourceExhausted)]);
+    // Every kind of certificate is counted, tokens apart from them.
+    let issue = IssueRequest { credential: Some(issue_request::Credential::X509Csr(Vec::new())), ..IssueRequest::default() };
+    let refused = NodeClient::new(greedy_channel.clone()).issue(issue).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "rate limit exceeded, try again later"));
+    let renewal = AgentClient::new(greedy_channel.clone()).renew_agent(RenewAgentRequest::default()).await.unwrap_err();
+    assert_eq!(renewal.code(), Code::ResourceExhausted);
+    let token = SvidClient::new(greedy_channel.clone()).new_jwtsvid(NewJwtsvidRequest::default()).await.unwrap_err();
+    assert_eq!((token.code(), token.message()), (Code::InvalidArgument, "missing entry ID"));
+    // An agent behind the same address does not wait.
+    assert_eq!(world::soon("another agent", batch(other_channel, 500)).await, Ok(500));
+
+    // Who hangs up leaves the line: a second later 500 are there again.
+    batches.shutdown().await;
+    drop(greedy_channel);
+    let again = domain.connect(Some(&greedy)).await.unwrap();
+    let served = async || {
+        clock.advance(Duration::from_millis(10));
+        let answer = tokio::time::timeout(Duration::from_millis(200), batch(again.clone(), 1)).await;
+        (answer == Ok(Ok(1))).then_some(())
+    };
+    world::until("the agent that has left the line", served).await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_that_are_switched_off_are_off() {
+    let (domain, _clock) = world::virtual_domain("ratelimit {\n attestation = false\n signing = false\n }").await;
+    let (node, second) = (world::node(&domain).await, world::node(&domain).await);
+    assert_ne!(node.id, second.id);
+    let channel = domain.connect(Some(&node)).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(world::soon("a batch", batch(channel.clone(), 500)).await, Ok(500));
+    }
 }

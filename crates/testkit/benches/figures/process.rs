@@ -74,7 +74,7 @@ impl Product {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let server_conf = format!(
             "server {{\n trust_domain = \"example.org\"\n bind_address = \"127.0.0.1\"\n bind_port = {port}\n socket_path = \"{dir}/server.sock\"\n \
-             data_dir = \"{dir}/server\"\n log_level = \"WARN\"\n}}\nplugins {{\n DataStore \"sql\" {{\n plugin_data {{\n database_type = \"sqlite3\"\n \
+             data_dir = \"{dir}/server\"\n log_level = \"WARN\"\n ratelimit {{\n attestation = false\n signing = false\n }}\n}}\nplugins {{\n DataStore \"sql\" {{\n plugin_data {{\n database_type = \"sqlite3\"\n \
              connection_string = \"{dir}/server/store.sqlite3\"\n }}\n }}\n KeyManager \"memory\" {{\n plugin_data {{}}\n }}\n}}\n"
         );
         std::fs::write(directory.path().join("server.conf"), server_conf).unwrap();

@@ -1,0 +1,177 @@
+//! Rate limits with SPIRE's numbers: attestation by address, since nobody is known yet; signatures by the SPIFFE ID of who
+//! asks, so that agents behind one address do not share a limit. Whoever is over its limit waits a while for its turn.
+//!
+//! The number of those who wait is bounded. Local callers are exempt.
+
+mod bucket;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use countersign_identity::{SpiffeId, Timestamp};
+use countersign_transport::clock::SharedClock;
+use countersign_transport::prefix::Prefix;
+use tonic::metadata::MetadataMap;
+
+pub(crate) use bucket::PATIENCE_MAX;
+use bucket::{Buckets, Rate};
+
+use crate::policy::caller::Proof;
+
+/// Signatures in one request, and in a full bucket of an agent.
+pub(crate) const SIGNING_BURST: u32 = 500;
+/// One attestation a second from each address.
+const ATTESTATION: Rate = Rate { burst: 1, every: Duration::from_secs(1) };
+/// 500 signatures a second for each agent.
+const SIGNING: Rate = Rate { burst: SIGNING_BURST, every: Duration::from_millis(2) };
+/// Calls that wait at one limit, all callers together; each holds a stream and its request.
+const WAITING_MAX: usize = 4096;
+/// Calls of one caller that wait: as many as fit on one connection, so that one caller does not take all the places.
+const WAITING_OF_CALLER_MAX: usize = 256;
+
+/// Which limits are on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) attestation: bool,
+    pub(crate) signing: bool,
+}
+
+/// The caller is over its limit, and its turn does not come in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("rate limit exceeded, try again later")]
+pub(crate) struct Exceeded;
+
+/// The server's rate limits.
+pub(crate) struct RateLimits {
+    attestation: Option<Limiter<Prefix>>,
+    x509: Option<Limiter<SpiffeId>>,
+    jwt: Option<Limiter<SpiffeId>>,
+}
+
+impl RateLimits {
+    pub(crate) fn new(settings: Settings, clock: &SharedClock) -> Self {
+        let signing = || settings.signing.then(|| Limiter::new(SIGNING, clock.clone()));
+        Self { attestation: settings.attestation.then(|| Limiter::new(ATTESTATION, clock.clone())), x509: signing(), jwt: signing() }
+    }
+
+    /// Waits until this caller may attest.
+    pub(crate) async fn attestation(&self, proof: &Proof, patience: Duration) -> Result<(), Exceeded> {
+        match (&self.attestation, proof) {
+            (Some(limiter), Proof::Remote { address, .. }) => limiter.pass(&Prefix::of(address.ip()), 1, patience).await,
+            (Some(_), Proof::Local(_)) | (None, _) => Ok(()),
+        }
+    }
+
+    /// Waits until this agent may have so many certificates.
+    pub(crate) async fn x509(&self, agent: &SpiffeId, count: u32, patience: Duration) -> Result<(), Exceeded> {
+        match &self.x509 {
+            Some(limiter) => limiter.pass(agent, count, patience).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until this agent may have a token.
+    pub(crate) async fn jwt(&self, agent: &SpiffeId, patience: Duration) -> Result<(), Exceeded> {
+        match &self.jwt {
+            Some(limiter) => limiter.pass(agent, 1, patience).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// How long a caller lets itself be kept waiting, by its `grpc-timeout`, but not longer than [`PATIENCE_MAX`].
+pub(crate) fn patience(metadata: &MetadataMap) -> Duration {
+    let timeout = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
+    timeout.map_or(PATIENCE_MAX, |timeout| timeout.min(PATIENCE_MAX))
+}
+
+/// At most eight digits and a unit, as gRPC writes it.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = Some(number).filter(|n| n.len() <= 8)?.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// One limit: buckets, and who waits at them.
+struct Limiter<K> {
+    state: Mutex<State<K>>,
+    clock: SharedClock,
+}
+
+struct State<K> {
+    buckets: Buckets<K>,
+    waiting: HashMap<Option<K>, usize>,
+    waiting_in_all: usize,
+}
+
+impl<K: Hash + Eq + Clone> Limiter<K> {
+    fn new(rate: Rate, clock: SharedClock) -> Self {
+        Self { state: Mutex::new(State { buckets: Buckets::new(rate), waiting: HashMap::new(), waiting_in_all: 0 }), clock }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn pass(&self, key: &K, count: u32, patience: Duration) -> Result<(), Exceeded> {
+        let Some(mut turn) = self.line_up(key, count, patience)? else { return Ok(()) };
+        self.clock.sleep_until(turn.at).await;
+        turn.has_come = true;
+        Ok(())
+    }
+
+    /// Takes the tokens; a turn if they are not there yet.
+    fn line_up(&self, key: &K, count: u32, patience: Duration) -> Result<Option<Turn<'_, K>>, Exceeded> {
+        let mut state = self.lock();
+        let now = self.clock.now();
+        let own = state.waiting.get(&Some(key.clone())).copied().unwrap_or_default();
+        let is_room = state.waiting_in_all < WAITING_MAX && own < WAITING_OF_CALLER_MAX;
+        let patience = if is_room { patience } else { Duration::ZERO };
+        let taken = state.buckets.take(key, count, patience, now).ok_or(Exceeded)?;
+        if taken.wait.is_zero() {
+            return Ok(None);
+        }
+        state.waiting_in_all += 1;
+        *state.waiting.entry(taken.from.clone()).or_default() += 1;
+        Ok(Some(Turn { limiter: self, from: taken.from, count, at: now.after(taken.wait), has_come: false }))
+    }
+}
+
+/// A place in the line, left however it goes.
+struct Turn<'a, K: Hash + Eq + Clone> {
+    limiter: &'a Limiter<K>,
+    from: Option<K>,
+    count: u32,
+    at: Timestamp,
+    has_come: bool,
+}
+
+impl<K: Hash + Eq + Clone> Drop for Turn<'_, K> {
+    fn drop(&mut self) {
+        let mut state = self.limiter.lock();
+        state.waiting_in_all -= 1;
+        if let Some(waiting) = state.waiting.get_mut(&self.from) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                state.waiting.remove(&self.from);
+            }
+        }
+        if !self.has_come {
+            // Whoever hangs up while it waits does not use up what others behind the same address wait for.
+            state.buckets.give_back(&self.from, self.count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
