@@ -1,4 +1,5 @@
-//! What a server does now and then by itself: forget what has ended, and write down what was seen.
+//! What a server does now and then by itself: forget what has ended, write down what was seen, and how
+//! many refusals were left out.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub(crate) async fn run(api: Api, nodes: Option<NodePruning>) {
             prune_nodes(&api, nodes, now).await;
         }
         write_seen(&api).await;
+        api.journal.report_left_out().await;
         let ended_before = now.before(TOKEN_GRACE);
         if let Err(error) = api.store.write(Actor::server(), move |draft| draft.token_prune(ended_before)).await {
             tracing::warn!(%error, "Could not prune join tokens");

@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     lag: Gauge<i64>,
     handshakes_failed: Gauge<u64, AtomicU64>,
     turned_away: Gauge<u64, AtomicU64>,
+    refusals: Gauge<u64, AtomicU64>,
+    refusals_left_out: Gauge<u64, AtomicU64>,
 }
 
 /// Values that are read from state when somebody asks.
@@ -53,6 +55,8 @@ pub(crate) struct Reading {
     pub(crate) expires_in: Vec<(&'static str, i64)>,
     pub(crate) handshakes_failed: u64,
     pub(crate) turned_away: u64,
+    /// Refusals of known callers, and those of them that are not in the journal.
+    pub(crate) refusals: (u64, u64),
 }
 
 impl Metrics {
@@ -80,6 +84,8 @@ impl Metrics {
         self.lag.set(narrow(reading.lag));
         self.handshakes_failed.set(reading.handshakes_failed);
         self.turned_away.set(reading.turned_away);
+        self.refusals.set(reading.refusals.0);
+        self.refusals_left_out.set(reading.refusals.1);
         for (kind, secs) in &reading.expires_in {
             self.expires_in.get_or_create(&KindLabel { kind }).set(*secs);
         }
@@ -95,6 +101,12 @@ impl Metrics {
         registry.register("lag_revisions", "Revisions the slowest following agent is behind", self.lag.clone());
         registry.register("handshakes_failed", "TLS handshakes that failed", self.handshakes_failed.clone());
         registry.register("connections_turned_away", "Connections beyond the limits", self.turned_away.clone());
+        registry.register("journal_refusals", "Credentials refused to known callers", self.refusals.clone());
+        registry.register(
+            "journal_refusals_left_out",
+            "Of these, counted in the journal and not written one by one",
+            self.refusals_left_out.clone(),
+        );
         let mut text = String::new();
         // Writing into a text cannot fail.
         let _ = encode(&mut text, &registry);

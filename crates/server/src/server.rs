@@ -94,6 +94,7 @@ pub struct Running {
     tasks: JoinSet<()>,
     servers: JoinSet<Result<(), String>>,
     hub: Arc<Hub>,
+    api: Api,
     _lock: (std::fs::File, std::fs::File),
 }
 
@@ -121,6 +122,7 @@ impl Running {
             tracing::warn!("Calls under way were cut off after {STOP_TIMEOUT:?}");
         }
         self.servers.shutdown().await;
+        self.api.journal.report_left_out().await;
         self.tasks.shutdown().await;
         let _ = std::fs::remove_file(&self.socket_path);
     }
@@ -218,7 +220,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), stopped));
     tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");
-    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, hub, _lock: lock })
+    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, hub, api, _lock: lock })
 }
 
 async fn serve<I>(
@@ -303,6 +305,7 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             expires_in,
             handshakes_failed: counters.handshakes_failed.load(Ordering::Relaxed),
             turned_away: counters.turned_away.load(Ordering::Relaxed),
+            refusals: api.journal.refusals(),
         }
     })
 }

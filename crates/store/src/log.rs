@@ -9,7 +9,7 @@ use countersign_identity::{Bundle, Entry, SpiffeId, Timestamp};
 use crate::model::{AuthorityRecord, Node};
 
 /// Who asked for a change: a SPIFFE ID, a local caller (`uid 0, pid 17, /usr/bin/countersign`), or the server itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Actor(Arc<str>);
 
 impl Actor {

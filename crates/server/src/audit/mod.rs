@@ -6,11 +6,11 @@
 
 mod index;
 mod query;
+mod refusals;
 mod segment;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ pub struct Journal {
     directory: Arc<PathBuf>,
     clock: DebugClock,
     server_id: Arc<str>,
-    refused: Arc<AtomicU64>,
+    refusals: Arc<refusals::Refusals>,
 }
 
 #[derive(Clone)]
@@ -129,9 +129,9 @@ impl Journal {
     pub fn open(settings: Settings, server_id: Arc<str>, clock: SharedClock) -> Result<Self, JournalError> {
         let directory = Arc::new(settings.directory.clone());
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        let outcomes = Arc::default();
-        writer::start(settings, Arc::clone(&clock), Arc::clone(&outcomes), queue)?;
-        Ok(Self { jobs, outcomes, directory, clock: DebugClock(clock), server_id, refused: Arc::default() })
+        let (outcomes, refusals) = (Arc::default(), Arc::default());
+        writer::start(settings, Arc::clone(&clock), Arc::clone(&outcomes), Arc::clone(&refusals), queue)?;
+        Ok(Self { jobs, outcomes, directory, clock: DebugClock(clock), server_id, refusals })
     }
 
     /// Writes these down and waits until they are synced, all or none.
@@ -147,23 +147,54 @@ impl Journal {
         Ok(batch.into_iter().zip(first..).map(|(linted, sequence)| Recorded { linted, sequence, journal: self.clone() }).collect())
     }
 
-    /// Writes down that a known caller was refused. Not waited for: nothing was issued. Beyond a thousand a second they
-    /// are only counted, so that a caller who keeps asking cannot fill the disk.
+    /// Writes down that a known caller was refused. Not waited for: nothing was issued. Of each caller a bounded number is
+    /// written and the others are counted, so that a caller who keeps asking cannot fill the disk.
     pub(crate) fn refused(&self, kind: Kind, actor: &Actor, subject: &str, reason: &str) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let record = Record {
+        if !self.refusals.admit(actor, self.clock.0.now()) {
+            return;
+        }
+        // A reason may quote what was asked for, which may be large.
+        let reason = format!("{kind:?}: {reason}").chars().take(2048).collect();
+        let record = Record { spiffe_id: subject.chars().take(2048).collect(), ..self.refusal(actor.as_str(), reason) };
+        // A full queue drops refusals before it makes an issuance wait.
+        let is_room = self.jobs.capacity() > QUEUE_MAX / 2;
+        if !is_room || self.jobs.try_send(writer::Job { records: vec![record], reply: None }).is_err() {
+            self.refusals.leave_out(actor.as_str());
+        }
+    }
+
+    /// Writes down how many refusals were left out since the last time, a record for each caller. What cannot be written now
+    /// is in the next report.
+    pub(crate) async fn report_left_out(&self) {
+        let report = self.refusals.take_left_out();
+        if report.is_empty() {
+            return;
+        }
+        let describe = |(actor, count): &(Option<Actor>, u64)| {
+            let actor = actor.as_ref().map_or("other callers", Actor::as_str);
+            self.refusal(actor, format!("{count} more refusals of this caller were counted and not written down"))
+        };
+        let records = report.iter().map(describe).collect();
+        let (reply, answer) = oneshot::channel();
+        let sent = self.jobs.send(writer::Job { records, reply: Some(reply) }).await;
+        if sent.is_err() || !matches!(answer.await, Ok(Ok(_))) {
+            self.refusals.put_back(report);
+        }
+    }
+
+    /// Refusals of known callers, and how many of them were not written down.
+    pub(crate) fn refusals(&self) -> (u64, u64) {
+        self.refusals.counts()
+    }
+
+    fn refusal(&self, actor: &str, reason: String) -> Record {
+        Record {
             server_id: self.server_id.to_string(),
             time_millis: self.clock.0.now().millis(),
             kind: WireKind::Refused.into(),
-            actor: actor.as_str().to_owned(),
-            spiffe_id: subject.chars().take(2048).collect(),
-            // A reason may quote what was asked for, which may be large.
-            reason: format!("{kind:?}: {reason}").chars().take(2048).collect(),
+            actor: actor.to_owned(),
+            reason,
             ..Record::default()
-        };
-        // A full queue drops refusals before it makes an issuance wait.
-        if self.jobs.capacity() > QUEUE_MAX / 2 {
-            let _ = self.jobs.try_send(writer::Job { records: vec![record], reply: None });
         }
     }
 

@@ -11,6 +11,7 @@ use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::Record;
 use tokio::sync::{mpsc, oneshot};
 
+use super::refusals::Refusals;
 use super::segment::{Digest, Frame, Segment, Tail, append, tail};
 use super::{JournalError, Settings, index};
 
@@ -22,7 +23,7 @@ const IDLE: Duration = Duration::from_millis(500);
 const TURNS_PER_HOUSEKEEPING: u32 = 120;
 /// A warning is given when the volume is this full.
 const WARN_AT_PERCENT: u64 = 80;
-/// Refusals written down in a second; more are only counted.
+/// Refusals of all callers written down in a second; more are only counted.
 const REFUSALS_PER_SECOND_MAX: u32 = 1000;
 
 /// Outcomes that may wait to be written; more are lost, which only a writer that hangs brings about.
@@ -76,7 +77,10 @@ struct Writer {
     noted: Arc<Mutex<Outcomes>>,
     /// Taken from there and not yet written.
     outcomes: Outcomes,
-    refusals: (i64, u32),
+    /// The second in which refusals were written last, and how many.
+    refusals_now: (i64, u32),
+    /// Where those are counted that are not written.
+    refusals: Arc<Refusals>,
     _lock: File,
 }
 
@@ -85,6 +89,7 @@ pub(super) fn start(
     settings: Settings,
     clock: SharedClock,
     noted: Arc<Mutex<Outcomes>>,
+    refusals: Arc<Refusals>,
     queue: mpsc::Receiver<Job>,
 ) -> Result<(), JournalError> {
     let failed = |e: &io::Error| failure(&settings.directory, e);
@@ -118,7 +123,8 @@ pub(super) fn start(
         next_sequence: found.next_sequence,
         noted,
         outcomes: Outcomes::default(),
-        refusals: (0, 0),
+        refusals_now: (0, 0),
+        refusals,
         settings,
         _lock: lock,
     };
@@ -204,7 +210,7 @@ impl Writer {
         let mut taken = 0;
         while let Some(current) = job.take() {
             match current {
-                Job { reply: None, .. } if !self.refusal_fits() => {}
+                Job { reply: None, records } if !self.refusal_fits() => records.iter().for_each(|r| self.refusals.leave_out(&r.actor)),
                 Job { records, reply } => {
                     let start = sequence;
                     for mut record in records {
@@ -248,11 +254,11 @@ impl Writer {
     /// Whether one more refusal may be written down in this second.
     fn refusal_fits(&mut self) -> bool {
         let second = self.clock.now().secs();
-        if self.refusals.0 != second {
-            self.refusals = (second, 0);
+        if self.refusals_now.0 != second {
+            self.refusals_now = (second, 0);
         }
-        self.refusals.1 += 1;
-        self.refusals.1 <= REFUSALS_PER_SECOND_MAX
+        self.refusals_now.1 += 1;
+        self.refusals_now.1 <= REFUSALS_PER_SECOND_MAX
     }
 
     /// Adds the outcomes that wait. They wait on until the write has succeeded.

@@ -4,6 +4,7 @@
 //! The number of those who wait is bounded. Local callers are exempt.
 
 mod bucket;
+mod sample;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,8 +16,9 @@ use countersign_transport::clock::SharedClock;
 use countersign_transport::prefix::Prefix;
 use tonic::metadata::MetadataMap;
 
-pub(crate) use bucket::PATIENCE_MAX;
-use bucket::{Buckets, Rate};
+use bucket::Buckets;
+pub(crate) use bucket::{PATIENCE_MAX, Rate};
+pub(crate) use sample::Samples;
 
 use crate::policy::caller::Proof;
 
