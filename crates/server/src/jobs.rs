@@ -39,6 +39,7 @@ pub(crate) async fn run(api: Api, nodes: Option<NodePruning>) {
         }
         write_seen(&api).await;
         api.journal.report_left_out().await;
+        api.lines.report();
         let ended_before = now.before(TOKEN_GRACE);
         if let Err(error) = api.store.write(Actor::server(), move |draft| draft.token_prune(ended_before)).await {
             tracing::warn!(%error, "Could not prune join tokens");

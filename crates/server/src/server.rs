@@ -34,7 +34,7 @@ use crate::metrics::{Metrics, Reading};
 use crate::own::OwnIdentity;
 use crate::policy::allowed::Lifetimes;
 use crate::policy::gate::{Gate, GateLayer};
-use crate::ratelimit::RateLimits;
+use crate::ratelimit::{Lines, RateLimits};
 
 /// How long calls under way may take once the server is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,6 +123,7 @@ impl Running {
         }
         self.servers.shutdown().await;
         self.api.journal.report_left_out().await;
+        self.api.lines.report();
         self.tasks.shutdown().await;
         let _ = std::fs::remove_file(&self.socket_path);
     }
@@ -154,6 +155,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     own.renew(&authorities, &clock).await?;
 
     let metrics = Arc::new(Metrics::default());
+    let lines = Arc::new(Lines::new(Arc::clone(&clock)));
     let hub = Arc::new(Hub::new(store.snapshot()));
     let seen = store.seen_at_start().iter().map(|s| (s.id.clone(), countersign_store::Seen::clone(s))).collect();
     let api = Api(Arc::new(Context {
@@ -173,6 +175,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         audit_log: config.audit_log_enabled,
         attested: api::Recent::default(),
         rate_limits: RateLimits::new(config.ratelimit, &clock),
+        lines: Arc::clone(&lines),
         seen: Mutex::new(seen),
     }));
     let gate = Gate {
@@ -180,6 +183,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         clock: Arc::clone(&clock),
         admin_ids: config.admin_ids.as_slice().into(),
         metrics: Arc::clone(&metrics),
+        lines,
     };
 
     // All listeners open before the first call is served, so that a start either works or says why not.

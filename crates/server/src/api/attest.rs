@@ -24,6 +24,7 @@ use tonic::{Status, Streaming};
 use super::{Api, status};
 use crate::authorities::IssuedX509;
 use crate::policy::{Allowed, Caller};
+use crate::ratelimit::About;
 
 /// How long a node may take for each step of the exchange.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,8 +50,12 @@ pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAg
         let last = match attest(&api, &caller, &mut exchange).await {
             Ok(result) => Ok(AttestAgentResponse { step: Some(attest_agent_response::Step::Result(result)) }),
             Err(status) => {
-                // Strangers can ask as often as they like; what they get wrong is counted, and written only for who looks.
-                tracing::debug!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                // Strangers can ask as often as they like: some lines a minute are written, the others counted.
+                if api.lines.admit(&About::FailedAttestations) {
+                    tracing::warn!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                } else {
+                    tracing::debug!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                }
                 api.metrics.refused("attestation");
                 Err(status)
             }

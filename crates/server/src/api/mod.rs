@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::own::OwnIdentity;
 use crate::policy::Caller;
 use crate::policy::allowed::Lifetimes;
-use crate::ratelimit::{Exceeded, RateLimits};
+use crate::ratelimit::{Exceeded, Lines, RateLimits};
 
 /// Reads and sets the log level of the process.
 pub trait LogLevels: Send + Sync {
@@ -67,6 +67,7 @@ pub(crate) struct Context {
     pub(crate) audit_log: bool,
     pub(crate) attested: attest::Recent,
     pub(crate) rate_limits: RateLimits,
+    pub(crate) lines: Arc<Lines>,
     pub(crate) seen: Mutex<HashMap<SpiffeId, Seen>>,
 }
 
@@ -95,7 +96,9 @@ impl Api {
 
     /// A caller that is over its rate limit. Not its end: clients try again later.
     fn over_limit(&self, caller: &Caller, exceeded: Exceeded) -> Status {
-        tracing::debug!(caller = %caller.actor(), "Rate limit exceeded");
+        if self.lines.admit(&caller.proof.about()) {
+            tracing::warn!(caller = %caller.actor(), "Rate limit exceeded");
+        }
         self.metrics.refused("rate limit");
         Status::resource_exhausted(exceeded.to_string())
     }

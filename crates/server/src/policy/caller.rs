@@ -8,6 +8,8 @@ use countersign_store::{Actor, Snapshot};
 use countersign_transport::peer::Peer;
 use countersign_transport::tcp::{TlsIdentity, TlsPeer};
 
+use crate::ratelimit::About;
+
 /// Kinds of caller, from the least to the most particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -80,6 +82,14 @@ impl Proof {
             Self::Local(peer) => Actor::new(&peer.describe()),
             Self::Remote { identity: Some(identity), .. } => Actor::new(identity.spiffe_id.as_str()),
             Self::Remote { address, identity: None } => Actor::new(&format!("nobody at {}", address.ip())),
+        }
+    }
+
+    /// Whose log lines a refusal of this caller is one of.
+    pub(crate) fn about(&self) -> About {
+        match self {
+            Self::Local(_) | Self::Remote { identity: Some(_), .. } => About::Caller(self.actor()),
+            Self::Remote { identity: None, .. } => About::Strangers,
         }
     }
 

@@ -18,6 +18,7 @@ use super::caller::{Caller, Kind, Proof};
 use super::table;
 use crate::api::status;
 use crate::metrics::Metrics;
+use crate::ratelimit::{About, Lines};
 
 /// What the gate decides with. Cloning shares it.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ pub(crate) struct Gate {
     pub(crate) clock: SharedClock,
     pub(crate) admin_ids: Arc<[SpiffeId]>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lines: Arc<Lines>,
 }
 
 /// Why an agent's SVID does not count.
@@ -139,14 +141,17 @@ impl Gate {
         let caller = proof.actor();
         let reason = agent.map_or("not allowed", AgentRefusal::log_line);
         self.metrics.refused(reason);
-        // A stranger must not be able to fill the log: strangers are counted and told of at debug level only.
-        if proof.identity().is_some() || matches!(proof, Proof::Local(_)) {
+        // Nobody must be able to fill the log: of each caller, and of all strangers together, some lines a minute are written.
+        let about = proof.about();
+        if !self.lines.admit(&about) {
+            tracing::debug!(caller = %caller, method, reason, "Failed to authenticate caller");
+        } else if about == About::Strangers {
+            tracing::warn!(caller = %caller, method, "Failed to authenticate caller");
+        } else {
             if let Some(refusal) = agent {
                 tracing::error!(caller_id = %caller, method, "{}", refusal.log_line());
             }
             tracing::error!(caller_id = %caller, method, reason, "Failed to authenticate caller");
-        } else {
-            tracing::debug!(caller = %caller, method, "Failed to authenticate caller");
         }
         let text = format!("authorization denied for method {method}");
         match agent {

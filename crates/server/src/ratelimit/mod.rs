@@ -4,6 +4,7 @@
 //! The number of those who wait is bounded. Local callers are exempt.
 
 mod bucket;
+mod lines;
 mod sample;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use tonic::metadata::MetadataMap;
 
 use bucket::Buckets;
 pub(crate) use bucket::{PATIENCE_MAX, Rate};
+pub(crate) use lines::{About, Lines};
 pub(crate) use sample::Samples;
 
 use crate::policy::caller::Proof;

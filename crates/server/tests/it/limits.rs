@@ -1,5 +1,6 @@
 //! What strangers, agents and local callers can cost the server, and that others are served meanwhile.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::world::{self, Domain};
+use crate::refusals::{Outcome, call};
+use crate::world::{self, Domain, ROUND};
 
 #[tokio::test]
 async fn an_address_holds_a_bounded_number_of_connections_without_certificate() {
@@ -143,4 +145,86 @@ async fn limits_that_are_switched_off_are_off() {
     for _ in 0..3 {
         assert_eq!(world::soon("a batch", batch(channel.clone(), 500)).await, Ok(500));
     }
+}
+
+thread_local! {
+    /// What is logged on this thread, level, message and fields, once somebody listens.
+    static LOGGED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// The log of all tests here, of which each hears its own thread, where its server runs. One for each test would not do:
+/// whether a line is wanted is remembered for all threads by what the first one says.
+struct Log;
+
+impl Log {
+    fn listen() {
+        let _ = tracing::subscriber::set_global_default(Self);
+        LOGGED.set(Some(Vec::new()));
+    }
+
+    fn count(level: &str, message: &str) -> usize {
+        LOGGED.with_borrow(|lines| lines.iter().flatten().filter(|line| line.starts_with(level) && line.contains(message)).count())
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("countersign")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.push_str(&format!(" {field}={value:?}"));
+            }
+        }
+        LOGGED.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                let mut line = Fields(event.metadata().level().to_string());
+                event.record(&mut line);
+                lines.push(line.0);
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn refusals_show_in_the_log_but_do_not_fill_it_and_what_was_left_out_is_said() {
+    Log::listen();
+    let (domain, clock) = world::virtual_domain("").await;
+    let node = world::node(&domain).await;
+    let (stranger, agent) = (domain.connect(None).await.unwrap(), domain.connect(Some(&node)).await.unwrap());
+    let administer = "/spire.api.server.agent.v1.Agent/CountAgents";
+    for _ in 0..50 {
+        domain.join("guessed").await.unwrap_err();
+        assert!(matches!(call(stranger.clone(), administer).await, Outcome::Refused(_)));
+        assert!(matches!(call(agent.clone(), administer).await, Outcome::Refused(_)));
+    }
+    assert_eq!(
+        Log::count("WARN", "Agent attestation failed caller=nobody at 127.0.0.1 error=\"failed to attest: join token does not exist"),
+        20
+    );
+    assert_eq!(Log::count("WARN", "Failed to authenticate caller caller=nobody at 127.0.0.1"), 20);
+    assert_eq!(Log::count("ERROR", &format!("Failed to authenticate caller caller_id={}", node.id)), 20);
+    let left_out = |about: &str| format!("Left out of the log: more refusals of the same kind about=\"{about}\" left_out=30");
+    let reported = async || {
+        ["failed attestations", "callers without certificate", node.id.as_str()]
+            .iter()
+            .all(|about| Log::count("WARN", &left_out(about)) == 1)
+            .then_some(())
+    };
+    world::rounds("the report", &clock, ROUND, reported).await;
+    // A minute later there is room again.
+    domain.join("guessed").await.unwrap_err();
+    assert_eq!(Log::count("WARN", "Agent attestation failed"), 21);
 }
