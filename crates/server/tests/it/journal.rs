@@ -16,7 +16,7 @@ use countersign_wire::types::entry::AdditionalAttributes;
 use crate::world::{self, Domain, id_to_wire, spiffe_id};
 
 /// What matches, once every outcome that is to come has come.
-async fn issued(domain: &Domain, request: IssuedRequest) -> Vec<Record> {
+pub async fn issued(domain: &Domain, request: IssuedRequest) -> Vec<Record> {
     let look = async || {
         let mut client = JournalClient::new(domain.admin().await.unwrap());
         let mut stream = client.issued(request.clone()).await.unwrap().into_inner();

@@ -2,14 +2,18 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use countersign_testkit::domain::status;
+use countersign_transport::clock::SystemClock;
 use countersign_transport::limits::ANONYMOUS_PER_ADDRESS_MAX;
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{AgentX509svidParams, AttestAgentRequest, RenewAgentRequest, attest_agent_request};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::journal::{IssuedRequest, Kind};
 use countersign_wire::node::node_client::NodeClient;
 use countersign_wire::node::{IssueRequest, issue_request};
 use countersign_wire::svid::svid_client::SvidClient;
@@ -19,6 +23,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use crate::journal::issued;
 use crate::refusals::{Outcome, call};
 use crate::world::{self, Domain, ROUND};
 
@@ -227,4 +232,131 @@ async fn refusals_show_in_the_log_but_do_not_fill_it_and_what_was_left_out_is_sa
     // A minute later there is room again.
     domain.join("guessed").await.unwrap_err();
     assert_eq!(Log::count("WARN", "Agent attestation failed"), 21);
+}
+
+#[tokio::test]
+async fn refusals_that_were_left_out_are_in_the_journal_as_a_number_after_a_while_and_after_a_stop() {
+    let (mut domain, clock) = world::virtual_domain("").await;
+    let node = world::node(&domain).await;
+    let ask = async |domain: &Domain| {
+        let mut client = SvidClient::new(domain.connect(Some(&node)).await.unwrap());
+        for _ in 0..150 {
+            let request = NewJwtsvidRequest { entry_id: "not-mine".to_owned(), audience: vec!["a".to_owned()] };
+            assert_eq!(client.new_jwtsvid(request).await.unwrap_err().code(), Code::NotFound);
+        }
+    };
+    let reasons = async |domain: &Domain| -> Vec<String> {
+        issued(domain, IssuedRequest::default()).await.into_iter().filter(|r| r.kind() == Kind::Refused).map(|r| r.reason).collect()
+    };
+    let report = |count: usize| format!("{count} more refusals of this caller were counted and not written down");
+    ask(&domain).await;
+    let reported = async || reasons(&domain).await.contains(&report(50)).then_some(());
+    world::rounds("the report", &clock, ROUND, reported).await;
+    let before = reasons(&domain).await.len();
+    assert_eq!(before, 101);
+    // What came since the last report is not lost when the server stops.
+    ask(&domain).await;
+    domain.stop_server().await;
+    domain.start_server().await.unwrap();
+    let after = reasons(&domain).await;
+    assert_eq!(after.last(), Some(&report(150 - (after.len() - before - 1))));
+}
+
+fn journal_bytes(domain: &Domain) -> u64 {
+    let files = std::fs::read_dir(domain.directory().join("server/journal")).unwrap();
+    files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_strangers_and_of_an_agent_keep_nobody_from_its_identity_and_do_not_fill_the_journal() {
+    /// Refusals the journal takes of one caller at once, and seconds to the next.
+    const AT_ONCE: u64 = 100;
+    const SECONDS_EACH: u64 = 10;
+    /// More than any record here has.
+    const RECORD_BYTES_MAX: u64 = 600;
+    const ISSUANCES: u64 = 20;
+    const HANDSHAKES: u64 = 1000;
+    let domain = Arc::new(Domain::start_with(Arc::new(SystemClock), "ratelimit {\n }").await.unwrap());
+    let (loud, quiet) = (world::node(&domain).await, world::node(&domain).await);
+    let entry = domain.entry_from(world::entry(&quiet.id, "/w", &["uid:1"])).await.unwrap();
+    let mut victim = SvidClient::new(domain.connect(Some(&quiet)).await.unwrap());
+    let mut issue = async || {
+        let params = vec![NewX509svidParams { entry_id: entry.id.clone(), csr: world::key().request(None, &[]).unwrap() }];
+        let answer = world::soon("an issuance", victim.batch_new_x509svid(BatchNewX509svidRequest { params })).await.unwrap();
+        assert_eq!(answer.into_inner().results[0].status.as_ref().unwrap().code, 0);
+    };
+    issue().await;
+
+    let before = journal_bytes(&domain);
+    let began = std::time::Instant::now();
+    let (refused, handshakes, calls, guesses) = <(Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+    let mut flood = JoinSet::new();
+    // An agent that asks again and again for what is not its own.
+    for _ in 0..4 {
+        let (mut client, refused) = (SvidClient::new(domain.connect(Some(&loud)).await.unwrap()), Arc::clone(&refused));
+        flood.spawn(async move {
+            loop {
+                let request = NewJwtsvidRequest { entry_id: "not-mine".to_owned(), audience: vec!["a".to_owned()] };
+                assert_eq!(client.new_jwtsvid(request).await.unwrap_err().code(), Code::NotFound);
+                refused.fetch_add(1, Relaxed);
+            }
+        });
+    }
+    // A stranger that begins handshakes it does not end, one that calls what it may not, and one that guesses tokens.
+    let (port, begun) = (domain.port(), Arc::clone(&handshakes));
+    flood.spawn(async move {
+        let mut held = std::collections::VecDeque::new();
+        // Each leaves a port of this machine behind for a minute, so there is an end to it.
+        for _ in 0..HANDSHAKES {
+            held.push_back(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+            if held.len() > 64 {
+                held.pop_front();
+            }
+            begun.fetch_add(1, Relaxed);
+            tokio::task::yield_now().await;
+        }
+        std::future::pending().await
+    });
+    let (channel, called) = (domain.connect(None).await.unwrap(), Arc::clone(&calls));
+    flood.spawn(async move {
+        loop {
+            assert!(matches!(call(channel.clone(), "/spire.api.server.agent.v1.Agent/CountAgents").await, Outcome::Refused(_)));
+            called.fetch_add(1, Relaxed);
+        }
+    });
+    for _ in 0..24 {
+        let (domain, guessed) = (Arc::clone(&domain), Arc::clone(&guesses));
+        flood.spawn(async move {
+            loop {
+                let status = status(&domain.join("guessed").await.unwrap_err()).map(|s| s.code());
+                assert!(
+                    matches!(status, None | Some(Code::InvalidArgument | Code::ResourceExhausted | Code::Unavailable | Code::Unknown)),
+                    "{status:?}"
+                );
+                guessed.fetch_add(1, Relaxed);
+            }
+        });
+    }
+    for _ in 1..ISSUANCES {
+        issue().await;
+    }
+    let high_water = async || {
+        let enough = |count: &AtomicU64, least| count.load(Relaxed) >= least;
+        (enough(&refused, 1000) && enough(&handshakes, HANDSHAKES) && enough(&calls, 200) && enough(&guesses, 10)).then_some(())
+    };
+    world::until("the flood", high_water).await.unwrap();
+    issue().await;
+    let ended = flood.try_join_next().map(|ended| ended.unwrap_err());
+    assert!(ended.is_none(), "a part of the flood has ended: {ended:?}");
+    flood.shutdown().await;
+
+    let records = issued(&domain, IssuedRequest::default()).await;
+    let refusals = AT_ONCE + began.elapsed().as_secs() / SECONDS_EACH + 1;
+    let of_loud = records.iter().filter(|r| r.kind() == Kind::Refused && r.reason.starts_with("WorkloadJwt")).count() as u64;
+    assert!((AT_ONCE..=refusals).contains(&of_loud), "{of_loud} refusals are written down, at most {refusals} are expected");
+    // One record more for each report of what was left out.
+    let reports = 1 + began.elapsed().as_secs() / 30;
+    let grown = journal_bytes(&domain) - before;
+    let bound = (refusals + reports + ISSUANCES + 1) * RECORD_BYTES_MAX;
+    assert!(grown <= bound, "the journal has grown by {grown} bytes, at most {bound} are expected");
 }
