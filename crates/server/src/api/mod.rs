@@ -96,7 +96,7 @@ impl Api {
 
     /// A caller that is over its rate limit. Not its end: clients try again later.
     fn over_limit(&self, caller: &Caller, exceeded: Exceeded) -> Status {
-        if self.lines.admit(&caller.proof.about()) {
+        if caller.is_logged() {
             tracing::warn!(caller = %caller.actor(), "Rate limit exceeded");
         }
         self.metrics.refused("rate limit");

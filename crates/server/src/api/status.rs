@@ -40,13 +40,17 @@ pub(crate) fn not_there_yet(method: &str) -> Status {
 /// The caller's fault: `message: cause`, as SPIRE words it. Logged with who it was.
 pub(crate) fn invalid(caller: &Caller, message: &str, cause: impl std::fmt::Display) -> Status {
     let text = format!("{message}: {cause}");
-    tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), error = %cause, "Invalid argument: {message}");
+    if caller.is_logged() {
+        tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), error = %cause, "Invalid argument: {message}");
+    }
     Status::invalid_argument(text)
 }
 
 /// The caller's fault, without a cause.
 pub(crate) fn invalid_plain(caller: &Caller, message: &str) -> Status {
-    tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), "Invalid argument: {message}");
+    if caller.is_logged() {
+        tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), "Invalid argument: {message}");
+    }
     Status::invalid_argument(message)
 }
 

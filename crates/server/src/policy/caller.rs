@@ -8,7 +8,7 @@ use countersign_store::{Actor, Snapshot};
 use countersign_transport::peer::Peer;
 use countersign_transport::tcp::{TlsIdentity, TlsPeer};
 
-use crate::ratelimit::About;
+use crate::ratelimit::{About, Lines};
 
 /// Kinds of caller, from the least to the most particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub struct Caller {
     pub(crate) proof: Proof,
     /// As which kind it was let through.
     pub(crate) kind: Kind,
+    /// Which lines about it are written to the log.
+    pub(crate) lines: Arc<Lines>,
 }
 
 impl Proof {
@@ -103,6 +105,11 @@ impl Caller {
     /// Whom logs, the log and the journal name.
     pub(crate) fn actor(&self) -> Actor {
         self.proof.actor()
+    }
+
+    /// Whether a line about what it got wrong is written to the log.
+    pub(crate) fn is_logged(&self) -> bool {
+        self.lines.admit(&self.proof.about())
     }
 
     /// The agent that calls. Handlers of agent methods have one; the table says so.

@@ -98,7 +98,7 @@ impl Gate {
             return Err(status::not_there_yet(method));
         };
         let allows = |kind: Kind| row.kinds.contains(&kind);
-        let let_through = |kind: Kind| Ok(Caller { proof: proof.clone(), kind });
+        let let_through = |kind: Kind| Ok(Caller { proof: proof.clone(), kind, lines: Arc::clone(&self.lines) });
         if allows(Kind::Anyone) {
             return let_through(Kind::Anyone);
         }

@@ -21,7 +21,7 @@ pub(crate) enum About {
     FailedAttestations,
     /// Refused calls of callers without certificate.
     Strangers,
-    /// Refused calls of a caller with a name.
+    /// Refused and malformed calls of a caller with a name.
     Caller(Actor),
 }
 
@@ -39,6 +39,12 @@ impl fmt::Display for About {
 pub(crate) struct Lines {
     samples: Samples<About>,
     clock: SharedClock,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lines")
+    }
 }
 
 impl Lines {

@@ -214,16 +214,20 @@ async fn refusals_show_in_the_log_but_do_not_fill_it_and_what_was_left_out_is_sa
         domain.join("guessed").await.unwrap_err();
         assert!(matches!(call(stranger.clone(), administer).await, Outcome::Refused(_)));
         assert!(matches!(call(agent.clone(), administer).await, Outcome::Refused(_)));
+        // What is malformed comes from the same share.
+        SvidClient::new(agent.clone()).new_jwtsvid(NewJwtsvidRequest::default()).await.unwrap_err();
     }
     assert_eq!(
         Log::count("WARN", "Agent attestation failed caller=nobody at 127.0.0.1 error=\"failed to attest: join token does not exist"),
         20
     );
     assert_eq!(Log::count("WARN", "Failed to authenticate caller caller=nobody at 127.0.0.1"), 20);
-    assert_eq!(Log::count("ERROR", &format!("Failed to authenticate caller caller_id={}", node.id)), 20);
-    let left_out = |about: &str| format!("Left out of the log: more refusals of the same kind about=\"{about}\" left_out=30");
+    assert_eq!(Log::count("ERROR", &format!("Failed to authenticate caller caller_id={}", node.id)), 10);
+    assert_eq!(Log::count("ERROR", &format!("Invalid argument: missing entry ID caller_id={}", node.id)), 10);
+    let left_out =
+        |(about, count): &(&str, u32)| format!("Left out of the log: more refusals of the same kind about=\"{about}\" left_out={count}");
     let reported = async || {
-        ["failed attestations", "callers without certificate", node.id.as_str()]
+        [("failed attestations", 30), ("callers without certificate", 30), (node.id.as_str(), 80)]
             .iter()
             .all(|about| Log::count("WARN", &left_out(about)) == 1)
             .then_some(())
