@@ -239,6 +239,30 @@ async fn refusals_show_in_the_log_but_do_not_fill_it_and_what_was_left_out_is_sa
 }
 
 #[tokio::test]
+async fn an_agent_that_is_told_to_come_again_does_so_and_joins() {
+    Log::listen();
+    let (domain, clock) = world::virtual_domain("ratelimit {\n }").await;
+    let domain = Arc::new(domain);
+    let mut rack = JoinSet::new();
+    for _ in 0..22 {
+        rack.spawn(join(Arc::clone(&domain)));
+    }
+    // One is let in, one is too many, and twenty stand in line.
+    for _ in 0..2 {
+        let _ = world::soon("an answer at once", rack.join_next()).await;
+    }
+    let token = domain.token(None).await.unwrap();
+    let config = domain.agent_config("late", Some(&token), "").await.unwrap();
+    let late = Arc::clone(&domain);
+    let joining = tokio::spawn(async move { late.run_agent(&config).await.map_err(|e| e.to_string()) });
+    let refused = async || (Log::count("WARN", "rate limit exceeded, try again later retry_interval") == 1).then_some(());
+    world::until("the refusal", refused).await.unwrap();
+    assert!(!joining.is_finished());
+    world::rounds("the agent", &clock, Duration::from_secs(5), async || joining.is_finished().then_some(())).await;
+    joining.await.unwrap().unwrap().stop().await;
+}
+
+#[tokio::test]
 async fn refusals_that_were_left_out_are_in_the_journal_as_a_number_after_a_while_and_after_a_stop() {
     let (mut domain, clock) = world::virtual_domain("").await;
     let node = world::node(&domain).await;
