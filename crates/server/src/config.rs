@@ -52,6 +52,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The SQLite file.
     pub store_path: PathBuf,
+    /// Another SQLite file layer under the store, by name: the seam for disks that are full or lose power. No file sets it.
+    pub store_file_layer: Option<String>,
     /// Logging.
     pub logging: Logging,
     /// Listener for liveness and readiness, if wanted.
@@ -163,6 +165,7 @@ impl Config {
             socket_path,
             data_dir,
             store_path,
+            store_file_layer: None,
             warnings,
             agent_ttl,
             ca_key_type,

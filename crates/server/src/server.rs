@@ -371,7 +371,8 @@ fn make_server_id(path: PathBuf) -> Result<Arc<str>, ServerError> {
 
 fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {
     let now = Arc::clone(clock);
-    let store = Store::open(&Options { path: config.store_path.clone(), vfs: None, now: Arc::new(move || now.now()) })?;
+    let store =
+        Store::open(&Options { path: config.store_path.clone(), vfs: config.store_file_layer.clone(), now: Arc::new(move || now.now()) })?;
     let snapshot = store.snapshot();
     let foreign = snapshot.entries_after("").next().filter(|e| !e.spiffe_id.is_member_of(&config.trust_domain));
     if let Some(entry) = foreign {

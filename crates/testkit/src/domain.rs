@@ -22,6 +22,8 @@ use countersign_wire::{bundle, id, types};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::powerloss::PowerLoss;
+
 /// A server and the directory it lives in. Agents get directories of their own below it.
 pub struct Domain {
     directory: tempfile::TempDir,
@@ -30,6 +32,7 @@ pub struct Domain {
     /// The running server; `None` while it is stopped.
     pub server: Option<countersign_server::Running>,
     extra: String,
+    disk: Option<PowerLoss>,
     port: u16,
 }
 
@@ -86,8 +89,16 @@ impl Domain {
     /// # Errors
     /// It does not start.
     pub async fn start_with(clock: SharedClock, extra: &str) -> Result<Self, Anyhow> {
+        Self::start_on(None, clock, extra).await
+    }
+
+    /// As [`Domain::start_with`], the store on a disk that the test fills or cuts the power of.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start_on(disk: Option<PowerLoss>, clock: SharedClock, extra: &str) -> Result<Self, Anyhow> {
         let directory = tempfile::Builder::new().prefix("cs").tempdir()?;
-        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), port: 0 };
+        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), disk, port: 0 };
         domain.start_server().await?;
         Ok(domain)
     }
@@ -123,7 +134,8 @@ impl Domain {
     /// It does not start.
     pub async fn start_server(&mut self) -> Result<(), Anyhow> {
         let parsed = countersign_config::parse("server.conf", &self.server_configuration())?;
-        let config = countersign_server::Config::read(parsed)?;
+        let mut config = countersign_server::Config::read(parsed)?;
+        config.store_file_layer = self.disk.as_ref().map(|disk| disk.name().to_owned());
         let started = until("the journal of the server before is free", async || {
             match countersign_server::start(&config, Arc::clone(&self.clock), Arc::new(FixedLevels)).await {
                 // In one process the tasks of a stopped server may hold it a moment longer.

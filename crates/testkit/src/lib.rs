@@ -1,7 +1,8 @@
 //! What tests need and the product must never contain: a whole trust domain in one process, virtual time, a disk that loses
-//! power. A dev-dependency of the other crates, never an ordinary one.
+//! power, files that cannot grow. A dev-dependency of the other crates, never an ordinary one.
 
 pub mod clock;
 pub mod domain;
+pub mod file_limit;
 pub mod powerloss;
 pub mod workload;

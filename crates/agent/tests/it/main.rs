@@ -18,6 +18,7 @@ mod callers;
 mod child;
 mod config;
 mod endpoint;
+mod full_disk;
 mod hostile;
 mod jwt_cache;
 mod jwt_svid;

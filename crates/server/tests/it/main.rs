@@ -15,6 +15,7 @@ mod configuration;
 mod entries;
 mod federation;
 mod following;
+mod full_disk;
 mod issuance;
 mod journal;
 mod limits;
