@@ -236,6 +236,10 @@ impl Rotator {
         if leaf.public_key != *pair.public_key() || leaf.spiffe_id().as_ref() != Some(&entry.spiffe_id) {
             return Err("the server's answer is for another key or identity".to_owned());
         }
+        // As good as none: kept, it would be renewed at once, and so would the next.
+        if leaf.not_after <= self.clock.now() {
+            return Err(format!("the server's answer ended at {}; do the clocks of server and agent differ?", leaf.not_after));
+        }
         Ok(Arc::new(Svid {
             spiffe_id: entry.spiffe_id.clone(),
             chain: chain.concat(),

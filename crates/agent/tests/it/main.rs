@@ -16,6 +16,7 @@
 mod bundles;
 mod callers;
 mod child;
+mod clocks;
 mod config;
 mod endpoint;
 mod full_disk;

@@ -75,6 +75,8 @@ pub struct X509Issuer {
     pub key_id: Vec<u8>,
     /// How it signs.
     pub algorithm: SigningAlgorithm,
+    /// Its begin of validity, before which nothing it signs begins.
+    pub not_before: Timestamp,
     /// Its end of validity, which nothing it signs outlives.
     pub not_after: Timestamp,
 }
@@ -136,7 +138,8 @@ impl<P: Permission> Linted<P> {
     /// # Errors
     /// A lint found the certificate unfit.
     pub fn x509(permission: P, issuer: &X509Issuer, public_key: &PublicKey, serial: [u8; 16], now: Timestamp) -> Result<Self, LintError> {
-        let not_before = Timestamp::from_secs(now.before(BACKDATE).secs());
+        // A clock that was set back a little since the authority began is no reason to begin before it.
+        let not_before = Timestamp::from_secs(now.before(BACKDATE).secs()).max(issuer.not_before);
         let not_after = x509::not_after(now, permission.lifetime(), issuer.not_after);
         let mut subject = crate::der::Writer::new();
         x509::write_spire_subject(&mut subject, permission.dns_names().first().map(String::as_str));
@@ -154,7 +157,7 @@ impl<P: Permission> Linted<P> {
             profile: Profile::Leaf,
         }
         .to_der();
-        lint::leaf(&tbs, issuer.algorithm, &permission, &issuer.trust_domain, issuer.not_after, now)?;
+        lint::leaf(&tbs, issuer, &permission, now)?;
         let facts = Facts { serial_or_jti: x509::decimal(&serial), not_before, expires_at: not_after, authority_id: hex(&issuer.key_id) };
         Ok(Self { permission, body: Body::X509 { tbs, algorithm: issuer.algorithm }, facts })
     }

@@ -158,6 +158,15 @@ fn an_authority_lives_as_long_as_allowed_within_the_calendar() {
 }
 
 #[test]
+fn a_certificate_begins_no_earlier_than_its_issuer() {
+    let begin = OWN.certificate.not_before;
+    // A clock that was set back by less than what certificates are backdated by.
+    let soon = lint_x509(Leave::x509(WEB), [1; 16], begin.after(Duration::from_secs(3))).unwrap();
+    assert_eq!(soon.not_before, begin);
+    assert_eq!(lint_x509(Leave::x509(WEB), [1; 16], begin.before(Duration::from_secs(1))).unwrap_err(), "validity");
+}
+
+#[test]
 fn serial_numbers_are_positive_whatever_their_first_bit() {
     for (serial, decimal) in
         [([0xff; 16], "340282366920938463463374607431768211455"), ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], "256")]

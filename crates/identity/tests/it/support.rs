@@ -368,6 +368,7 @@ impl Own {
             subject: parsed.subject().as_raw().to_vec(),
             key_id: self.certificate.key_id.clone().unwrap(),
             algorithm: self.algorithm,
+            not_before: self.certificate.not_before,
             not_after: self.certificate.not_after,
         }
     }

@@ -72,7 +72,7 @@ pub(crate) fn store(error: &StoreError) -> Status {
 /// Why something was not issued.
 pub(crate) fn issue(error: &IssueError) -> Status {
     match error {
-        IssueError::NoAuthority(_) => Status::unavailable(error.to_string()),
+        IssueError::NoAuthority(_) | IssueError::NotBegun { .. } => Status::unavailable(error.to_string()),
         IssueError::Lint(lint) => Status::invalid_argument(lint.to_string()),
         IssueError::Journal(JournalError::Full(_) | JournalError::Failed { .. } | JournalError::Closed) => {
             Status::unavailable(error.to_string())

@@ -47,6 +47,14 @@ pub enum IssueError {
     /// No authority of this kind can sign now.
     #[error("no {0} authority is active")]
     NoAuthority(&'static str),
+    /// The authority begins in the future: the clock was set back.
+    #[error("the X.509 authority begins at {begins}, and by the clock of the server it is {now}; set the clock")]
+    NotBegun {
+        /// The begin of its validity.
+        begins: Timestamp,
+        /// What the clock says.
+        now: Timestamp,
+    },
     /// The bytes were unfit.
     #[error(transparent)]
     Lint(#[from] LintError),
@@ -131,6 +139,10 @@ impl Authorities {
         let Some((signing, issuer)) = active.x509.as_ref().zip(issuer) else {
             return wanted.iter().map(|_| Err(IssueError::NoAuthority("X.509"))).collect();
         };
+        // Nobody could use what it signs, and a new root in its place would be one that no agent knows.
+        if issuer.not_before > now {
+            return wanted.iter().map(|_| Err(IssueError::NotBegun { begins: issuer.not_before, now })).collect();
+        }
         let mut linted = Vec::with_capacity(wanted.len());
         // Position of each request among the linted ones, or why it is none.
         let mut places = Vec::with_capacity(wanted.len());
@@ -202,7 +214,12 @@ impl Authorities {
 
     /// Whether an X.509 authority can sign now; what readiness asks.
     pub fn is_ready(&self) -> bool {
-        self.active.load().x509.as_ref().and_then(|s| s.x509.as_ref()).is_some_and(|i| i.not_after > self.clock.now())
+        self.active
+            .load()
+            .x509
+            .as_ref()
+            .and_then(|s| s.x509.as_ref())
+            .is_some_and(|i| (i.not_before..i.not_after).contains(&self.clock.now()))
     }
 
     /// End of the active authorities, for metrics: family and end.
@@ -228,6 +245,7 @@ impl Authorities {
                 subject: certificate.subject_der().to_vec(),
                 key_id: certificate.public_key.key_id(),
                 algorithm: algorithm_of(&certificate.public_key)?,
+                not_before: certificate.not_before,
                 not_after: certificate.not_after,
             };
             Some(Signing { record, x509: Some(issuer), jwt: None })

@@ -11,6 +11,7 @@
 )]
 
 mod attestation;
+mod clock_steps;
 mod configuration;
 mod entries;
 mod federation;

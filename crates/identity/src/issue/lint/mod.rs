@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::der::{Writer, tag};
 use crate::id::TrustDomain;
-use crate::issue::Permission;
+use crate::issue::{Permission, X509Issuer};
 use crate::key::SigningAlgorithm;
 use crate::time::Timestamp;
 use crate::x509::Certificate;
@@ -40,21 +40,14 @@ impl LintError {
 }
 
 /// All rules for an X509-SVID.
-pub(super) fn leaf(
-    tbs: &[u8],
-    algorithm: SigningAlgorithm,
-    permission: &impl Permission,
-    issuer: &TrustDomain,
-    issuer_not_after: Timestamp,
-    now: Timestamp,
-) -> Result<(), LintError> {
+pub(super) fn leaf(tbs: &[u8], issuer: &X509Issuer, permission: &impl Permission, now: Timestamp) -> Result<(), LintError> {
     kind::check(permission, kind::LEAF)?;
-    trust_domain::check(permission, issuer)?;
-    let certificate = parse(tbs, algorithm)?;
+    trust_domain::check(permission, &issuer.trust_domain)?;
+    let certificate = parse(tbs, issuer.algorithm)?;
     serial::check(&certificate)?;
     names::check_leaf(&certificate, permission)?;
     leaf_usage::check(&certificate)?;
-    validity::check(&certificate, permission, issuer_not_after, now)
+    validity::check(&certificate, permission, (issuer.not_before, issuer.not_after), now)
 }
 
 /// All rules for a signing certificate.
@@ -64,7 +57,7 @@ pub(super) fn authority(tbs: &[u8], algorithm: SigningAlgorithm, permission: &im
     serial::check(&certificate)?;
     names::check_authority(&certificate, permission)?;
     authority_usage::check(&certificate)?;
-    validity::check(&certificate, permission, certificate.not_after, now)
+    validity::check(&certificate, permission, (certificate.not_before, certificate.not_after), now)
 }
 
 /// All rules for a JWT-SVID.

@@ -9,7 +9,7 @@ use crate::x509::Certificate;
 pub(super) fn check(
     certificate: &Certificate,
     permission: &impl Permission,
-    issuer_not_after: Timestamp,
+    (issuer_not_before, issuer_not_after): (Timestamp, Timestamp),
     now: Timestamp,
 ) -> Result<(), LintError> {
     if certificate.not_after <= now {
@@ -17,6 +17,9 @@ pub(super) fn check(
     }
     if certificate.not_after > issuer_not_after {
         return Err(LintError::new("validity", "it would outlive its issuer"));
+    }
+    if certificate.not_before < issuer_not_before {
+        return Err(LintError::new("validity", "it would begin before its issuer"));
     }
     if certificate.not_after > now.after(permission.lifetime()) {
         return Err(LintError::new("validity", "it would live longer than allowed"));
