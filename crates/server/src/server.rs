@@ -93,8 +93,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     servers: JoinSet<Result<(), String>>,
-    hub: Arc<Hub>,
-    api: Api,
+    pub(crate) api: Api,
     _lock: (std::fs::File, std::fs::File),
 }
 
@@ -116,7 +115,7 @@ impl Running {
     /// Lets calls under way end, for a while, and stops.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        self.hub.close();
+        self.api.hub.close();
         let drained = tokio::time::timeout(STOP_TIMEOUT, async { while self.servers.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!("Calls under way were cut off after {STOP_TIMEOUT:?}");
@@ -224,7 +223,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), stopped));
     tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");
-    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, hub, api, _lock: lock })
+    Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, api, _lock: lock })
 }
 
 async fn serve<I>(

@@ -83,6 +83,12 @@ impl std::ops::Deref for Api {
     }
 }
 
+/// Does what leaves durable traces in a task of its own: if the caller hangs up it still runs to its end, and only the answer
+/// is lost.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Status> {
+    tokio::spawn(work).await.map_err(|_| Status::unavailable("the server is shutting down"))
+}
+
 impl Api {
     /// The caller the gate let through.
     fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
@@ -155,3 +161,6 @@ pub(crate) fn private_routes(api: &Api) -> Routes {
         .add_service(logger::logger_server::LoggerServer::new(api.clone()))
         .add_service(tonic_health::pb::health_server::HealthServer::new(api.clone()))
 }
+
+#[cfg(test)]
+mod hang_up;

@@ -1,5 +1,6 @@
 //! Issuance of SVIDs: by agents for their workloads, by administrators for themselves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::SpiffeId;
@@ -12,8 +13,8 @@ use countersign_wire::svid::{self, svid_server};
 use countersign_wire::{id, types};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Api, attest, status};
-use crate::authorities::IssuedJwt;
+use super::{Api, attest, status, to_its_end};
+use crate::authorities::{IssueError, IssuedJwt, IssuedX509};
 use crate::policy::allowed::{Refusal, Wanted};
 use crate::policy::{Allowed, Caller};
 use crate::ratelimit::{self, SIGNING_BURST};
@@ -35,7 +36,7 @@ impl svid_server::Svid for Api {
         let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.x509_svid)?;
         let allowed = Allowed::minted_x509(spiffe_id.clone(), csr.dns_names, lifetime, caller.actor(), &self.trust_domain)
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedX509, &spiffe_id, &e))?;
-        let issued = self.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
+        let issued = self.issue_one_x509(allowed, csr.public_key).await?.map_err(|e| status::issue(&e))?;
         self.metrics.issued("minted_x509", 1);
         self.audit(&caller, "MintX509SVID", spiffe_id.as_str(), "success");
         Ok(Response::new(svid::MintX509svidResponse { svid: Some(attest::svid(&spiffe_id, issued)) }))
@@ -50,7 +51,7 @@ impl svid_server::Svid for Api {
         let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.jwt_svid)?;
         let allowed = Allowed::minted_jwt(spiffe_id.clone(), audience, lifetime, caller.actor(), &self.trust_domain)
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedJwt, &spiffe_id, &e))?;
-        let issued = self.authorities.issue_jwt(allowed).await.map_err(|e| status::issue(&e))?;
+        let issued = self.issue_jwt(allowed).await?;
         self.metrics.issued("minted_jwt", 1);
         self.audit(&caller, "MintJWTSVID", spiffe_id.as_str(), "success");
         Ok(Response::new(svid::MintJwtsvidResponse { svid: Some(token(&spiffe_id, issued)) }))
@@ -93,7 +94,8 @@ impl svid_server::Svid for Api {
                 spiffe_id
             }));
         }
-        let mut issued = self.authorities.issue_x509(wanted).await.into_iter();
+        let authorities = Arc::clone(&self.authorities);
+        let mut issued = to_its_end(async move { authorities.issue_x509(wanted).await }).await?.into_iter();
         let results = items
             .into_iter()
             .map(|item| match item.and_then(|spiffe_id| self.take_issued(&spiffe_id, issued.next())) {
@@ -153,7 +155,7 @@ impl Api {
             Allowed::workload(&self.store.snapshot(), agent, entry_id, Wanted::Jwt { audience }, &self.lifetimes, facts, self.clock.now())
                 .map_err(|e| self.refuse_workload(caller, Kind::WorkloadJwt, entry_id, &e))?;
         let spiffe_id = countersign_identity::issue::Permission::spiffe_id(&allowed).clone();
-        let issued = self.authorities.issue_jwt(allowed).await.map_err(|e| status::issue(&e))?;
+        let issued = self.issue_jwt(allowed).await?;
         self.metrics.issued("workload_jwt", 1);
         Ok(token(&spiffe_id, issued))
     }
@@ -171,15 +173,21 @@ impl Api {
         let allowed = Allowed::workload(&snapshot, agent, &params.entry_id, Wanted::X509, &self.lifetimes, facts, self.clock.now())
             .map_err(|e| self.refuse_workload(caller, Kind::WorkloadX509, &params.entry_id, &e))?;
         let spiffe_id = countersign_identity::issue::Permission::spiffe_id(&allowed).clone();
-        let issued = self.authorities.issue_one_x509(allowed, public_key).await;
+        let issued = self.issue_one_x509(allowed, public_key).await?;
         self.take_issued(&spiffe_id, Some(issued))
     }
 
-    fn take_issued(
-        &self,
-        spiffe_id: &SpiffeId,
-        issued: Option<Result<crate::authorities::IssuedX509, crate::authorities::IssueError>>,
-    ) -> Result<types::X509svid, Status> {
+    async fn issue_one_x509(&self, allowed: Allowed, public_key: PublicKey) -> Result<Result<IssuedX509, IssueError>, Status> {
+        let authorities = Arc::clone(&self.authorities);
+        to_its_end(async move { authorities.issue_one_x509(allowed, public_key).await }).await
+    }
+
+    async fn issue_jwt(&self, allowed: Allowed) -> Result<IssuedJwt, Status> {
+        let authorities = Arc::clone(&self.authorities);
+        to_its_end(async move { authorities.issue_jwt(allowed).await }).await?.map_err(|e| status::issue(&e))
+    }
+
+    fn take_issued(&self, spiffe_id: &SpiffeId, issued: Option<Result<IssuedX509, IssueError>>) -> Result<types::X509svid, Status> {
         match issued {
             Some(Ok(issued)) => {
                 self.metrics.issued("workload_x509", 1);

@@ -9,11 +9,13 @@ use countersign_wire::agent::attest_agent_request::{Params, Step};
 use countersign_wire::agent::{
     AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, CountAgentsRequest, CreateJoinTokenRequest, DeleteAgentRequest,
 };
+use countersign_wire::journal::{IssuedRequest, Kind, Outcome};
 use countersign_wire::types;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use crate::journal;
 use crate::world::{self, Anyhow, Domain, NodeIdentity, id_to_wire, spiffe_id};
 
 const GONE: &str = "failed to attest: join token does not exist or has already been used";
@@ -202,4 +204,72 @@ async fn whoever_hangs_up_leaves_nothing_or_a_whole_node() {
         assert_eq!(aliases, 1, "the node is whole");
     }
     assert_eq!(count(&domain).await, 40);
+}
+
+/// How often a call is hung up on before the test takes it that it never ends.
+const POLLS_MAX: usize = 500;
+
+#[tokio::test]
+async fn whoever_hangs_up_after_any_poll_gets_its_answer_when_it_asks_again() {
+    let (domain, _clock) = world::virtual_domain("").await;
+    let mut nodes = Vec::new();
+    for polls in 1..POLLS_MAX {
+        let token = domain.token(Some(&spiffe_id(&format!("/hang/{polls}")))).await.unwrap();
+        let key = world::key();
+        let answered = world::hung_up(polls, domain.join_with(&token, Arc::clone(&key))).await;
+        let node = domain.join_with(&token, key).await.unwrap();
+        let mut client = AgentClient::new(domain.connect(Some(&node)).await.unwrap());
+        client.post_status(countersign_wire::agent::PostStatusRequest::default()).await.unwrap();
+        assert_eq!(refusal(domain.join(&token).await), (Code::InvalidArgument, GONE.to_owned()), "it is spent");
+        nodes.push(node.leaf.serial_decimal());
+        if let Some(answer) = answered {
+            assert_eq!(answer.unwrap().leaf, node.leaf);
+            break;
+        }
+    }
+    assert!((5..POLLS_MAX - 1).contains(&nodes.len()), "{}", nodes.len());
+    assert_eq!((count(&domain).await, world::list(&domain).await.len()), (i32::try_from(nodes.len()).unwrap(), nodes.len()));
+    let records = journal::issued(&domain, IssuedRequest { limit: 10_000, ..IssuedRequest::default() }).await;
+    let agents = records.into_iter().filter(|r| r.kind() == Kind::AgentX509);
+    let mut signed: Vec<String> = agents.filter(|r| r.outcome() == Outcome::Signed).map(|r| r.serial_or_jti).collect();
+    signed.sort();
+    nodes.sort();
+    assert_eq!(signed, nodes, "one signature for each token, however often it was asked with");
+}
+
+#[tokio::test]
+async fn agents_and_administrators_that_hang_up_after_any_poll_leave_nothing_half_done() {
+    let domain = Domain::start().await.unwrap();
+    let node = world::node(&domain).await;
+    let entry = domain.entry_from(world::entry(&node.id, "/w", &["uid:1"])).await.unwrap();
+    let mut acknowledged = Vec::new();
+    for polls in 1..POLLS_MAX {
+        let issued = world::hung_up(polls, world::workload(&domain, &node, &entry)).await;
+        let renewed = world::hung_up(polls, world::renewed(&domain, &node)).await;
+        let path = format!("/hang/{polls}");
+        let created = world::hung_up(polls, domain.entry_from(world::entry(&node.id, &path, &["uid:2"]))).await;
+        // The certificate counts on for as long as no renewed one is used, and what was begun can be asked for again.
+        let mut client = AgentClient::new(domain.connect(Some(&node)).await.unwrap());
+        client.post_status(countersign_wire::agent::PostStatusRequest::default()).await.unwrap();
+        if created.is_none() {
+            match domain.entry_from(world::entry(&node.id, &path, &["uid:2"])).await {
+                Ok(_) => {}
+                Err(error) => assert!(error.to_string().contains("similar entry already exists"), "{error}"),
+            }
+        }
+        acknowledged.extend(issued.iter().chain(&renewed).map(|identity| identity.leaf.serial_decimal()));
+        let paths = world::list(&domain).await.into_iter().filter(|e| e.spiffe_id.as_ref().unwrap().path == path).count();
+        assert_eq!(paths, 1);
+        if issued.is_some() && renewed.is_some() && created.is_some() {
+            break;
+        }
+        assert!(polls < POLLS_MAX - 1, "never answered");
+    }
+    // All outcomes come: nobody's hanging up leaves a record of which nobody knows whether it was signed.
+    let records = journal::issued(&domain, IssuedRequest { limit: 10_000, ..IssuedRequest::default() }).await;
+    assert!(records.iter().all(|r| r.outcome() == Outcome::Signed), "{records:?}");
+    assert!(acknowledged.len() >= 2);
+    for serial in acknowledged {
+        assert_eq!(records.iter().filter(|r| r.serial_or_jti == serial).count(), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! What every test here needs: clients, identities of every kind, and short ways to ask and to look.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use countersign_identity::key::KeyType;
@@ -175,6 +176,21 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(done) => done,
         Err(_) => panic!("waited in vain: {what}"),
     }
+}
+
+/// Polls a call this many times, each time when it is woken, and hangs up. What it answered, if it did before.
+pub async fn hung_up<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = std::pin::pin!(call);
+    let mut left = polls;
+    std::future::poll_fn(move |cx| {
+        left = left.saturating_sub(1);
+        match call.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 pub fn id_to_wire(id: &SpiffeId) -> types::Spiffeid {
