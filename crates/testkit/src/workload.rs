@@ -44,6 +44,20 @@ impl Workload {
         Ok(Self { channel: client::unix(socket).await? })
     }
 
+    /// Connects to a socket and lets so many bytes be on the way to it, in each stream and in all.
+    ///
+    /// # Errors
+    /// Nothing listens there.
+    pub async fn with_window(socket: &Path, bytes: u32) -> Result<Self, Anyhow> {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost").initial_stream_window_size(bytes).initial_connection_window_size(bytes);
+        Ok(Self { channel: endpoint.connect_with_connector(connector).await? })
+    }
+
     /// Speaks over a connection that somebody made, perhaps another process.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use countersign_testkit::workload::{Workload, with_header};
 use countersign_wire::workload as wire;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -71,7 +72,11 @@ async fn a_message_beyond_four_mebibytes_is_refused() {
         let status = workload.validate("a", &"x".repeat(bytes)).await.unwrap_err();
         assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
     }
-    let status = workload.validate("a", &"x".repeat(4 << 19)).await.unwrap_err();
+    // Exactly four: the text and what surrounds it.
+    let mut request = wire::ValidateJwtsvidRequest { audience: "a".to_owned(), svid: "x".repeat(4 << 20) };
+    request.svid.truncate((4 << 20) - (request.encoded_len() - (4 << 20)));
+    assert_eq!(request.encoded_len(), 4 << 20);
+    let status = workload.client().validate_jwtsvid(with_header(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     // The same connection goes on.
     workload.x509_svid().await.unwrap();
@@ -110,6 +115,32 @@ async fn streams_that_nobody_reads_hold_nobody_up() {
         messages += 1;
         assert!(messages < 25);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_stream_that_nobody_reads_is_bounded() {
+    const WINDOW: u32 = 64 << 10;
+    /// What may be on the way: the window the reader grants, what is encoded at once, and two messages behind it.
+    const QUEUED_MAX: usize = 128 << 10;
+    let world = World::start().await;
+    let mut entry = world.entry("/web").await;
+    let mut unread = Workload::with_window(&world.socket(), WINDOW).await.unwrap().x509_svids().await.unwrap();
+    let mut stream = world.workload().await.x509_svids().await.unwrap();
+    let mut sent = next(&mut stream).await.encoded_len();
+    for round in 0..200 {
+        entry = world.update(&entry, |e| e.hint = format!("{round:0>1000}")).await;
+        sent += next_with(&mut stream, |m| m.svids[0].hint == entry.hint).await.encoded_len();
+    }
+    let mut queued = 0;
+    loop {
+        let message = next(&mut unread).await;
+        queued += message.encoded_len();
+        if message.svids[0].hint == entry.hint {
+            break;
+        }
+    }
+    assert!(sent > 2 * QUEUED_MAX, "{sent} bytes prove nothing");
+    assert!(queued < QUEUED_MAX, "{queued} of {sent} bytes were waiting");
 }
 
 #[tokio::test(flavor = "multi_thread")]

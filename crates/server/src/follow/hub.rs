@@ -32,6 +32,18 @@ impl Pending {
         !self.all && !self.node && self.entries.is_empty() && self.bundles.is_empty()
     }
 
+    fn mark_bundle(&mut self, name: &Arc<str>) {
+        if !self.all {
+            self.bundles.insert(Arc::clone(name));
+        }
+        if self.bundles.len() > KEYS_MAX {
+            self.all = true;
+        }
+        if self.all {
+            self.bundles.clear();
+        }
+    }
+
     fn mark(&mut self, concern: &Concern) {
         match concern {
             Concern::All => self.all = true,
@@ -157,9 +169,7 @@ impl Hub {
                         Change::BundlePut(_) | Change::BundleDelete(_) => {
                             let name: Arc<str> = change.key().into();
                             for mailbox in streams.values().flatten() {
-                                mailbox.mark(|pending| {
-                                    pending.bundles.insert(Arc::clone(&name));
-                                });
+                                mailbox.mark(|pending| pending.mark_bundle(&name));
                             }
                         }
                         Change::NodePut(node) => mark_node(&streams, &node.id),
@@ -221,5 +231,12 @@ mod tests {
             assert!(pending.entries.len() <= KEYS_MAX);
         }
         assert!(pending.all && pending.entries.is_empty());
+
+        let mut pending = Pending::default();
+        for n in 0..3 * KEYS_MAX {
+            pending.mark_bundle(&Arc::from(n.to_string()));
+            assert!(pending.bundles.len() <= KEYS_MAX);
+        }
+        assert!(pending.all && pending.bundles.is_empty());
     }
 }

@@ -12,6 +12,7 @@ use countersign_wire::node::node_client::NodeClient;
 use countersign_wire::node::{Ack, Cursor, FollowRequest, FollowResponse, Hello};
 use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::types::{Bundle, Entry, EntryMask};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -27,6 +28,8 @@ pub struct Follower {
     pub cursor: Option<Cursor>,
     /// What the last update said: whether it began anew, and how many entries and removals it had, in how many messages.
     pub last: Last,
+    /// Bytes of all messages so far.
+    bytes: usize,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,7 @@ impl Follower {
         let hello = Hello { cursor: cursor.clone(), agent_version: "9.9".to_owned() };
         requests.send(FollowRequest { step: Some(Step::Hello(hello)) }).await.unwrap();
         let answers = client.follow(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-        Self { requests, answers, entries: BTreeMap::new(), bundles: BTreeMap::new(), cursor, last: Last::default() }
+        Self { requests, answers, entries: BTreeMap::new(), bundles: BTreeMap::new(), cursor, last: Last::default(), bytes: 0 }
     }
 
     pub async fn start(domain: &Domain, node: &NodeIdentity) -> Self {
@@ -68,6 +71,7 @@ impl Follower {
         loop {
             let message = world::soon("an update", self.answers.message()).await?.expect("the stream ended");
             last.messages += 1;
+            self.bytes += message.encoded_len();
             if message.reset {
                 last.reset = true;
                 unmentioned = Some((std::mem::take(&mut self.entries), std::mem::take(&mut self.bundles)));
@@ -464,9 +468,12 @@ async fn entries_as_large_as_allowed_never_make_a_message_too_large() {
 
 #[tokio::test]
 async fn a_slow_reader_is_told_the_newest_state_and_not_every_step() {
+    /// What may be on the way: the window the reader grants, and the few messages that wait behind it.
+    const QUEUED_MAX: usize = (256 << 10) + (64 << 10);
     let (domain, node) = stage().await;
     let few = create(&domain, (0..3).map(|n| entry(&node.id, &format!("/few/{n}"), &["uid:1"])).collect()).await;
     let mut follower = Follower::start(&domain, &node).await;
+    let mut quick = Follower::start(&domain, &node).await;
     // It does not read while each of its entries changes again and again, by much more than fits on the way.
     let hint = "h".repeat(1000);
     for round in 0..400 {
@@ -475,12 +482,16 @@ async fn a_slow_reader_is_told_the_newest_state_and_not_every_step() {
             let change = Entry { id: id.clone(), hint: format!("{round}{hint}"), ..Entry::default() };
             world::update(&domain, change, Some(mask)).await.unwrap();
         }
+        // Nobody else waits for it.
+        quick.until("every step", |f| few.iter().all(|id| f.entries[id].revision_number == round + 1)).await;
     }
-    let mut received = 0;
+    let (mut received, before) = (0, follower.bytes);
     while !few.iter().all(|id| follower.entries[id].revision_number == 400) {
         follower.update().await.unwrap();
         received += follower.last.entries;
     }
     assert!(received < 1200, "{received} of 1200 steps were sent");
+    let queued = follower.bytes - before;
+    assert!(queued < QUEUED_MAX, "{queued} bytes were waiting");
     follower.agrees(&domain, &node).await;
 }
