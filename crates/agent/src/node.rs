@@ -74,7 +74,7 @@ pub(crate) struct NodeSvid {
     pub(crate) expires_at: Timestamp,
     pub(crate) renew_at: Timestamp,
     pub(crate) reattestable: bool,
-    slot: usize,
+    pub(crate) slot: usize,
 }
 
 /// The agent's own identity and what it needs to get one.

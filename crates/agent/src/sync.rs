@@ -14,6 +14,7 @@ use countersign_wire::{bundle, entry, id};
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -244,18 +245,30 @@ impl Sync {
         let _ = out.send(FollowRequest { step: Some(follow_request::Step::Hello(hello)) }).await;
         let mut client = NodeClient::new(channel).max_decoding_message_size(usize::MAX >> 8);
         let opened = tokio::time::timeout(ISSUE_TIMEOUT, client.follow(ReceiverStream::new(requests))).await;
-        let mut messages = match opened {
+        let messages = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return ended(&status),
             Err(_) => return Ended::Lost("the server does not answer".to_owned()),
         };
+        self.listen(svid, rotator, retry, messages, out).await
+    }
+
+    /// What the server pushes, for as long as it does.
+    async fn listen(
+        &self,
+        svid: &Arc<NodeSvid>,
+        rotator: &Arc<Rotator>,
+        retry: &mut Duration,
+        mut messages: impl Stream<Item = Result<FollowResponse, Status>> + Unpin,
+        out: mpsc::Sender<FollowRequest>,
+    ) -> Ended {
         let mut renew_at = svid.renew_at;
         let mut complete = false;
         let mut acknowledge_at = None;
         loop {
             tokio::select! {
-                message = messages.message() => match message {
-                    Ok(Some(message)) => {
+                message = messages.next() => match message {
+                    Some(Ok(message)) => {
                         self.heard();
                         *retry = RETRY_FIRST;
                         let caught_up = self.take(message, rotator);
@@ -265,8 +278,8 @@ impl Sync {
                         }
                         let _ = self.acknowledge(&out).await;
                     }
-                    Ok(None) => return Ended::Lost("the server ended the stream".to_owned()),
-                    Err(status) => return ended(&status),
+                    None => return Ended::Lost("the server ended the stream".to_owned()),
+                    Some(Err(status)) => return ended(&status),
                 },
                 // Progress is told a little later, in one message, and nothing waits for that.
                 () = self.progress.notified(), if acknowledge_at.is_none() => acknowledge_at = Some(tokio::time::Instant::now() + ACK_DELAY),
@@ -486,3 +499,6 @@ fn update(message: FollowResponse) -> Update {
         caught_up: message.caught_up,
     }
 }
+
+#[cfg(test)]
+mod tests;
