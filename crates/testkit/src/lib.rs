@@ -4,5 +4,6 @@
 pub mod clock;
 pub mod domain;
 pub mod file_limit;
+pub mod panics;
 pub mod powerloss;
 pub mod workload;

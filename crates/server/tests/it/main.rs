@@ -21,6 +21,7 @@ mod issuance;
 mod journal;
 mod limits;
 mod listings;
+mod malformed;
 mod minting;
 mod nodes;
 mod refusals;
