@@ -26,6 +26,7 @@ impl Attestors {
     /// Attests the process behind a connection. One attestor that fails neither widens nor hides what the others found:
     /// its selectors are missing, and the log says so.
     pub(crate) async fn attest(&self, peer: &Peer) -> Result<Caller, AttestationFailed> {
+        tracing::trace!(hop = "asks every attestor");
         let program = peer.program();
         let mut found = Vec::new();
         let mut failures = 0;
@@ -61,6 +62,7 @@ impl Attestors {
     /// Makes sure that a caller is still who it was, before it is given a key. If it runs another program by now it is
     /// attested again.
     pub(crate) async fn check_again(&self, caller: Caller) -> Result<Caller, AttestationFailed> {
+        tracing::trace!(hop = "looks at the caller once more");
         if !caller.peer.is_alive() {
             return Err(AttestationFailed);
         }

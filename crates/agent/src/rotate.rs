@@ -218,6 +218,7 @@ impl Rotator {
     }
 
     async fn fetch_svid(&self, sync: &Sync, identity: &Identity, facts: &[Selector]) -> Result<Arc<Svid>, String> {
+        tracing::trace!(hop = "makes a key and a request");
         let entry = &identity.entry;
         let kind = self.key_type;
         let pair = match kind {
@@ -230,6 +231,7 @@ impl Rotator {
         let csr = pair.request(Some(&entry.spiffe_id), &[]).map_err(|e| e.to_string())?;
         let held = identity.svid.as_ref().map(|s| s.expires_at);
         let chain = sync.issue_x509(entry, csr, held, facts).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?;
+        tracing::trace!(hop = "checks the answer");
         let leaf = chain.first().ok_or("the server's answer is empty")?;
         let leaf = Certificate::parse(leaf).map_err(|e| e.to_string())?;
         // What is handed to a workload is what was asked for, whatever the server says.

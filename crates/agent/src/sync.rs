@@ -416,6 +416,7 @@ impl Sync {
         held: Option<Timestamp>,
         facts: &[Selector],
     ) -> Result<Option<wire::issue_response::Credential>, Status> {
+        tracing::trace!(hop = "sends the request");
         let message = wire::IssueRequest {
             entry_id: entry.id.clone(),
             entry_revision: entry.revision_number,

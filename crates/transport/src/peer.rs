@@ -61,6 +61,7 @@ impl Peer {
     /// # Errors
     /// It cannot be seen, or has ended.
     pub fn with(stream: &tokio::net::UnixStream, use_peer_pidfd: bool) -> Result<Self, PeerError> {
+        tracing::trace!(hop = "asks the kernel who it is");
         let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
         let raw = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::Invisible)?;

@@ -103,6 +103,7 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                 drop(turn);
                 match outcome {
                     Ok(Ok(stream)) => {
+                        tracing::trace!(hop = "accepts a connection");
                         let identity = identity_of(&stream);
                         let (mut closes, mut stranger) = (None, None);
                         if identity.is_none() {

@@ -147,6 +147,7 @@ impl Verifier {
 
     /// The chain must end in the bundle of the leaf's own trust domain at the clock's time, not at rustls's.
     fn check(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), Error> {
+        tracing::trace!(hop = "verifies a certificate");
         let chain: Vec<&[u8]> = std::iter::once(leaf).chain(rest).map(AsRef::as_ref).collect();
         let (id, _) = verify_chain(&chain, &self.bundles.load(), self.clock.now()).map_err(refuse)?;
         if (self.admit)(&id) { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) }

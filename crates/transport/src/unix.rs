@@ -143,6 +143,7 @@ pub fn incoming(listener: UnixListener) -> ReceiverStream<io::Result<Connection>
                     continue;
                 }
             };
+            tracing::trace!(hop = "accepts a connection");
             let peer = match Peer::of(&stream) {
                 Ok(peer) => peer,
                 Err(error) => {

@@ -30,6 +30,7 @@ pub(super) fn bundles_of(identities: &[Identity], all: &BundleSet, own: &TrustDo
 
 /// Every identity that has an SVID, with keys and bundles.
 pub(super) fn x509_svids(identities: &[Identity], all: &BundleSet, own: &TrustDomain) -> X509svidResponse {
+    tracing::trace!(hop = "makes the message");
     let own_bundle = all.get(own.name()).map(|b| b.x509_der()).unwrap_or_default();
     let svids = identities
         .iter()

@@ -41,6 +41,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        tracing::trace!(hop = "checks the header");
         if request.uri().path().starts_with("/SpiffeWorkloadAPI/") {
             let mut values = request.headers().get_all("workload.spiffe.io").iter();
             // Exactly once, exactly this value.

@@ -35,6 +35,7 @@ impl SpiffeWorkloadApi for Api {
     type FetchX509SVIDStream = Messages<wire::X509svidResponse>;
 
     async fn fetch_x509svid(&self, request: Request<wire::X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        tracing::trace!(hop = "takes the call");
         let deadline = deadline(&request);
         let caller = self.attest(&request, "FetchX509SVID").await?;
         Ok(Response::new(self.stream(caller, deadline, Kind::X509Svids, x509_svids)))

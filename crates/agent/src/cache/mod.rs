@@ -189,6 +189,7 @@ impl Cache {
 
     /// Identities for these selectors, which must be sorted, by entry ID; duplicate hints are dropped.
     pub(crate) fn identities(&self, selectors: &[Selector], now: Timestamp) -> Vec<Identity> {
+        tracing::trace!(hop = "finds the entries");
         let mut state = self.write();
         let mut ids: Vec<Arc<str>> = selectors
             .iter()
@@ -253,6 +254,7 @@ impl Cache {
     /// Keeps an SVID, if its entry is still as it was asked for. Beyond the limit the one goes that was used longest ago
     /// and that no stream is subscribed to.
     pub(crate) fn svid_put(&self, entry_id: &str, svid: Arc<Svid>) -> bool {
+        tracing::trace!(hop = "keeps the SVID and wakes the stream");
         let entry = {
             let mut state = self.write();
             let Some(held) = state.entries.get_mut(entry_id) else { return false };

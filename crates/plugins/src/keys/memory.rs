@@ -28,6 +28,7 @@ impl Memory {
     }
 
     pub(super) fn sign_now(&self, id: &str, algorithm: SigningAlgorithm, message: &[u8]) -> Result<Vec<u8>, KeyManagerError> {
+        tracing::trace!(hop = "signs");
         let pair = self.find(id).ok_or_else(|| KeyManagerError::Missing(id.to_owned()))?;
         if pair.algorithm() != algorithm {
             return Err(KeyManagerError::Mismatch(id.to_owned()));

@@ -139,6 +139,7 @@ impl Journal {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
+        tracing::trace!(hop = "records");
         let time_millis = self.clock.0.now().millis();
         let records = batch.iter().map(|linted| self.describe(linted, time_millis)).collect();
         let (reply, answer) = oneshot::channel();

@@ -147,6 +147,8 @@ impl Authorities {
         // Position of each request among the linted ones, or why it is none.
         let mut places = Vec::with_capacity(wanted.len());
         for (allowed, public_key) in wanted {
+            // Named for the room it is in, which logs nothing itself.
+            tracing::trace!(hop = "lints", room = std::any::type_name::<Linted<Allowed>>());
             let built = serial().and_then(|serial| Ok(Linted::x509(allowed, issuer, &public_key, serial, now)?));
             places.push(built.map(|l| linted.push(l)));
         }
@@ -206,6 +208,7 @@ impl Authorities {
     }
 
     async fn sign_with(&self, recorded: Recorded, key_id: &str) -> Result<Credential, IssueError> {
+        tracing::trace!(hop = "signs");
         let linted = recorded.linted();
         let signature = self.keys.sign(key_id, linted.algorithm(), linted.bytes()).await;
         let linted = recorded.settle(signature.is_ok());

@@ -99,6 +99,7 @@ impl Allowed {
         evidence: Vec<Selector>,
         now: Timestamp,
     ) -> Result<Self, Refusal> {
+        tracing::trace!(hop = "permits");
         // The gate let the call in, perhaps a while ago: the agent must still count on this very snapshot.
         let agent = &identity.spiffe_id;
         judge_agent(snapshot.node(agent).map(Arc::as_ref), identity, now).map_err(Refusal::Agent)?;

@@ -94,6 +94,7 @@ pub(crate) enum Standing {
 impl Gate {
     /// Decides one call.
     pub(crate) async fn admit(&self, method: &str, proof: Proof) -> Result<Caller, Status> {
+        tracing::trace!(hop = "decides who may make the call");
         let Some(row) = table::find(method) else {
             return Err(status::not_there_yet(method));
         };

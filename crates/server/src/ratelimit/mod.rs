@@ -70,6 +70,7 @@ impl RateLimits {
 
     /// Waits until this agent may have so many certificates.
     pub(crate) async fn x509(&self, agent: &SpiffeId, count: u32, patience: Duration) -> Result<(), Exceeded> {
+        tracing::trace!(hop = "gives its turn");
         match &self.x509 {
             Some(limiter) => limiter.pass(agent, count, patience).await,
             None => Ok(()),

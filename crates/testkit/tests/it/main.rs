@@ -13,5 +13,6 @@
 mod clients;
 mod commands;
 mod crash;
+mod journey;
 mod support;
 mod up;

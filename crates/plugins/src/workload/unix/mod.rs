@@ -73,6 +73,7 @@ impl WorkloadAttestor for Unix {
 
     fn attest<'a>(&'a self, peer: &'a Peer) -> Pending<'a, Result<Vec<Selector>, AttestorError>> {
         Box::pin(async move {
+            tracing::trace!(hop = "finds selectors");
             // Reading /proc takes microseconds; hashing a program may take a second and must not hold others up.
             let looked =
                 if self.discover_workload_path { tokio::task::block_in_place(|| self.look(peer.pid)) } else { self.look(peer.pid) };
