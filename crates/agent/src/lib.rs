@@ -1,9 +1,9 @@
 //! The node: attests workloads, holds their identities, follows the server.
 //!
-//! Rooms: `node` (the agent's own identity), `sync` (the one place that speaks to the server), `cache` (what is known and
-//! held), `rotate` (when what is renewed), `attest` (who calls), `api` (what workloads ask). It serves what it has: a call
-//! never waits for the server while a valid answer is in hand. Workload keys never touch a disk. It knows nothing of the
-//! server's code.
+//! Rooms: `node` (the agent's own identity), `trust` (when an operator's bundle replaces the cached one), `sync` (the one
+//! place that speaks to the server), `cache` (what is known and held), `rotate` (when what is renewed), `attest` (who calls),
+//! `api` (what workloads ask). It serves what it has: a call never waits for the server while a valid answer is in hand.
+//! Workload keys never touch a disk. It knows nothing of the server's code.
 
 mod agent;
 mod api;
@@ -16,6 +16,7 @@ mod node;
 mod rotate;
 mod state;
 mod sync;
+mod trust;
 
 pub use agent::{AgentError, End, Running, start};
 pub use config::{Bootstrap, Config};

@@ -1,5 +1,6 @@
 //! The agent's own identity: attested once, renewed at half of its life, kept on disk before it is used.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tonic::transport::Channel;
 
 use crate::config::{Bootstrap, Config};
 use crate::state::{AgentData, Files, StateError};
+use crate::trust;
 
 /// The two places of the agent's key; a new key always goes into the other one.
 const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
@@ -190,15 +192,7 @@ impl Node {
 
     /// Proves the node to the server and keeps what it gets, before anybody uses it.
     pub(crate) async fn attest(&self, held: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
-        let channel = match self.connect(None).await {
-            // The authorities changed while the node was away. Whoever joins anew may trust what the operator gave it.
-            Err(NodeError::Connect(error)) if error.unknown_authority && matches!(self.bootstrap, Bootstrap::File { .. }) => {
-                tracing::warn!("The cached bundle does not fit the server, reading trust_bundle_path again");
-                self.bundles.store(Arc::default());
-                self.connect(None).await?
-            }
-            connected => connected?,
-        };
+        let channel = self.connect(None).await?;
         // What the node has to show comes before the key: without a token nothing is overwritten.
         let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };
         let (slot, pair) = self.asking_key(held).await?;
@@ -334,44 +328,107 @@ impl Node {
 
     /// Connects to the server, with an SVID or without one.
     pub(crate) async fn connect(&self, svid: Option<&NodeSvid>) -> Result<Channel, NodeError> {
-        let server_id = self.trust_domain.server_id();
-        let admit: tls::Admit = Arc::new(move |id| *id == server_id);
-        let known = self.bundles.load().get(self.trust_domain.name()).is_some();
-        if self.bootstrap == Bootstrap::Insecure && !known && svid.is_some() {
-            // Joined, but the bundle did not come with it: fetched as at the first contact.
-            let config = tls::insecure_client_config(Arc::clone(&admit)).map_err(|e| NodeError::Answer(e.to_string()))?;
-            self.fetch_bundle(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?).await?;
-        }
-        let known = self.bundles.load().get(self.trust_domain.name()).is_some();
-        let config = match (&self.bootstrap, known) {
-            (Bootstrap::Insecure, false) => tls::insecure_client_config(admit),
-            (source, known) => {
-                if let (false, Bootstrap::File { path, spiffe_format }) = (known, source) {
-                    self.bundles.store(Arc::new(BundleSet::from_iter([Arc::new(self.read_bundle(path, *spiffe_format)?)])));
+        let knows = || self.bundles.load().get(self.trust_domain.name()).is_some();
+        match &self.bootstrap {
+            Bootstrap::Insecure if !knows() => {
+                let config = tls::insecure_client_config(self.admit()).map_err(|e| NodeError::Answer(e.to_string()))?;
+                let channel = client::tls(&self.server.0, self.server.1, Arc::new(config)).await?;
+                if svid.is_none() {
+                    return Ok(channel);
                 }
-                let identity =
-                    svid.map(|s| tls::identity(&s.chain, s.pair.pkcs8())).transpose().map_err(|e| NodeError::Answer(e.to_string()))?;
-                tls::client_config(identity, Arc::clone(&self.bundles), admit, Arc::clone(&self.clock))
+                // Joined, but the bundle did not come with it: fetched as at the first contact.
+                self.fetch_bundle(channel).await?;
+                self.connect_trusting(svid, Arc::clone(&self.bundles)).await
             }
-        };
-        let config = config.map_err(|e| NodeError::Answer(e.to_string()))?;
+            Bootstrap::File { path, spiffe_format } if !knows() => {
+                let given = trust::read(&self.trust_domain, path, *spiffe_format).map_err(NodeError::Bootstrap)?;
+                let given = match self.bundle_on_disk() {
+                    // Everything the agent knew has ended; what was withdrawn before must not come back for that.
+                    Some(ended) => trust::successor(&ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?,
+                    None => given,
+                };
+                self.connect_by(svid, given).await
+            }
+            Bootstrap::Insecure | Bootstrap::File { .. } => {
+                match (self.connect_trusting(svid, Arc::clone(&self.bundles)).await, &self.bootstrap) {
+                    (Err(NodeError::Connect(error)), Bootstrap::File { path, spiffe_format }) if error.unknown_authority => {
+                        self.connect_after_change(svid, error, path, *spiffe_format).await
+                    }
+                    (connected, _) => connected,
+                }
+            }
+        }
+    }
+
+    /// The server's authority is unknown: the authorities changed while the agent was away, or somebody else answers. The
+    /// operator's file decides, as at the first contact, but only with authorities newer than all the agent knows.
+    async fn connect_after_change(
+        &self,
+        svid: Option<&NodeSvid>,
+        error: ConnectError,
+        path: &Path,
+        spiffe_format: bool,
+    ) -> Result<Channel, NodeError> {
+        let held = self.bundles.load().get(self.trust_domain.name()).map(Arc::clone);
+        let newer = trust::read(&self.trust_domain, path, spiffe_format).and_then(|given| {
+            let held = held.unwrap_or_else(|| Arc::new(Bundle::empty(self.trust_domain.clone())));
+            trust::successor(&held, &given).ok_or_else(|| nothing_newer(path))
+        });
+        match newer {
+            Ok(newer) => match self.connect_by(svid, newer).await {
+                Ok(channel) => {
+                    tracing::warn!(
+                        trust_bundle_path = %path.display(),
+                        "The cached bundle does not know the server's authority; took the newer bundle of trust_bundle_path, which does"
+                    );
+                    Ok(channel)
+                }
+                Err(other) => {
+                    tracing::warn!(error = %other, "Neither the cached bundle nor the newer one of trust_bundle_path fits the server");
+                    Err(error.into())
+                }
+            },
+            Err(reason) => {
+                tracing::warn!(
+                    %reason,
+                    hint = "if the server is yours, write its bundle to trust_bundle_path with `countersign bundle show`; the agent looks there again by itself",
+                    "The cached bundle does not know the server's authority, and trust_bundle_path does not help"
+                );
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Connects by another bundle, which takes the place of the cached one only if the server proves itself with it.
+    async fn connect_by(&self, svid: Option<&NodeSvid>, bundle: Bundle) -> Result<Channel, NodeError> {
+        let tried: SharedBundles = Arc::new(ArcSwap::from_pointee(BundleSet::from_iter([Arc::new(bundle)])));
+        self.connect_trusting(svid, Arc::clone(&tried)).await?;
+        self.bundles.store(tried.load_full());
+        // Once more, so that the connection follows the bundle when that changes.
+        self.connect_trusting(svid, Arc::clone(&self.bundles)).await
+    }
+
+    async fn connect_trusting(&self, svid: Option<&NodeSvid>, bundles: SharedBundles) -> Result<Channel, NodeError> {
+        let identity = svid.map(|s| tls::identity(&s.chain, s.pair.pkcs8())).transpose().map_err(|e| NodeError::Answer(e.to_string()))?;
+        let config =
+            tls::client_config(identity, bundles, self.admit(), Arc::clone(&self.clock)).map_err(|e| NodeError::Answer(e.to_string()))?;
         Ok(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?)
     }
 
-    fn read_bundle(&self, path: &std::path::Path, spiffe_format: bool) -> Result<Bundle, NodeError> {
-        let failed = |e: String| NodeError::Bootstrap(format!("`{}`: {e}", path.display()));
-        let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-        let read = if spiffe_format {
-            Bundle::from_jwks(self.trust_domain.clone(), &bytes)
-        } else {
-            let text = String::from_utf8(bytes).map_err(|_| failed("it is not text".to_owned()))?;
-            Bundle::from_pem(self.trust_domain.clone(), &text)
-        };
-        let read = read.map_err(|e| failed(e.to_string()))?;
-        if read.x509_authorities().is_empty() {
-            return Err(failed("no certificates found in trust bundle".to_owned()));
+    fn admit(&self) -> tls::Admit {
+        let server_id = self.trust_domain.server_id();
+        Arc::new(move |id| *id == server_id)
+    }
+
+    /// The roots on disk, those that have ended among them; nothing if there are none.
+    fn bundle_on_disk(&self) -> Option<Bundle> {
+        let mut found = Bundle::empty(self.trust_domain.clone());
+        for der in &self.files.agent_data().ok()?.bundle {
+            if let Ok(certificate) = Certificate::parse(der) {
+                let _ = found.add_x509_authority(certificate, false);
+            }
         }
-        Ok(read)
+        (!found.x509_authorities().is_empty()).then_some(found)
     }
 
     /// The command that gives a new token, for an agent that cannot attest again by itself.
@@ -384,6 +441,10 @@ impl Node {
             name => format!("check the configuration of node attestor `{name}` and start the agent again"),
         }
     }
+}
+
+fn nothing_newer(path: &Path) -> String {
+    format!("`{}` holds no authority newer than those the agent knows", path.display())
 }
 
 async fn timeout<T>(call: impl Future<Output = T>) -> Result<T, NodeError> {

@@ -272,15 +272,7 @@ impl Domain {
 
     /// The configuration of an agent as text.
     pub fn agent_configuration(&self, name: &str, token: Option<&str>, extra: &str) -> String {
-        let token = token.map_or_else(String::new, |t| format!("join_token = \"{t}\"\n"));
-        format!(
-            "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n \
-             socket_path = \"{dir}/agent.sock\"\n data_dir = \"{dir}\"\n trust_bundle_path = \"{dir}/bundle.pem\"\n {token} {extra}\n}}\n\
-             plugins {{\n KeyManager \"disk\" {{\n plugin_data {{\n directory = \"{dir}\"\n }}\n }}\n NodeAttestor \"join_token\" {{\n \
-             plugin_data {{}}\n }}\n WorkloadAttestor \"unix\" {{\n plugin_data {{}}\n }}\n}}\n",
-            port = self.port,
-            dir = self.directory().join(name).display()
-        )
+        agent_configuration(&self.directory().join(name), self.port, token, extra)
     }
 
     /// Starts an agent with a new token and the alias `spiffe://example.org/node/<name>`.
@@ -300,6 +292,18 @@ impl Domain {
     pub async fn run_agent(&self, config: &countersign_agent::Config) -> Result<countersign_agent::Running, Anyhow> {
         Ok(countersign_agent::start(config, Arc::clone(&self.clock), Arc::new(Seeded::new(1)), "test").await?)
     }
+}
+
+/// The configuration of an agent that keeps everything in one directory.
+pub fn agent_configuration(directory: &Path, port: u16, token: Option<&str>, extra: &str) -> String {
+    let token = token.map_or_else(String::new, |t| format!("join_token = \"{t}\"\n"));
+    format!(
+        "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n \
+         socket_path = \"{dir}/agent.sock\"\n data_dir = \"{dir}\"\n trust_bundle_path = \"{dir}/bundle.pem\"\n {token} {extra}\n}}\n\
+         plugins {{\n KeyManager \"disk\" {{\n plugin_data {{\n directory = \"{dir}\"\n }}\n }}\n NodeAttestor \"join_token\" {{\n \
+         plugin_data {{}}\n }}\n WorkloadAttestor \"unix\" {{\n plugin_data {{}}\n }}\n}}\n",
+        dir = directory.display()
+    )
 }
 
 /// What a node got when it joined.

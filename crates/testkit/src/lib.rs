@@ -6,4 +6,5 @@ pub mod domain;
 pub mod file_limit;
 pub mod panics;
 pub mod powerloss;
+pub mod scripted;
 pub mod workload;

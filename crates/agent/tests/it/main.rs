@@ -30,4 +30,5 @@ mod restart;
 mod rotation;
 mod support;
 mod survival;
+mod trust;
 mod x509_svid;

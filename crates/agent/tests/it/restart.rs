@@ -12,6 +12,7 @@ use countersign_transport::random::Seeded;
 use tonic::Code;
 
 use crate::support::{OWN, PATIENCE, World, next, verify};
+use crate::trust::next_authority;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const COMMAND: &str = "countersign token generate";
@@ -186,22 +187,7 @@ async fn two_agents_do_not_share_a_data_directory() {
 async fn an_agent_that_was_off_while_the_authorities_changed_reads_its_bundle_file_again() {
     let (mut world, clock) = World::still("", "").await;
     world.stop_agent().await;
-    // Prepared after half of a day, active after five sixths; the first root still counts.
-    let roots = || async { world.domain.bundle().await.unwrap().x509_authorities().len() };
-    clock.advance(12 * HOUR + Duration::from_secs(60));
-    until("the next authority is published", || async { (roots().await == 2).then_some(()) }).await.unwrap();
-    clock.advance(9 * HOUR);
-    // The server presents a certificate of the next authority once it has renewed its own.
-    let node = until("the server presents the next authority", || async {
-        clock.advance(Duration::from_secs(30));
-        let bundle = world.domain.bundle().await.unwrap();
-        let config = world.domain.agent_config("probe", Some(&world.domain.token(None).await.unwrap()), "").await.unwrap();
-        drop(config);
-        let joined = world.domain.join(&world.domain.token(None).await.unwrap()).await.ok()?;
-        let second = &bundle.x509_authorities()[1].certificate;
-        joined.leaf.check_signed_by(&second.public_key).is_ok().then_some(joined)
-    });
-    node.await.unwrap();
+    next_authority(&world, &clock).await;
     // Its own SVID has ended long ago, so it joins anew; the bundle it kept does not know the server any more.
     let config = world.config(true, "").await;
     world.agent = Some(start(&world, &config).await.unwrap());

@@ -1,0 +1,57 @@
+//! The bundle that an operator gave the agent, and when it may take the place of what the agent knows by now.
+
+use std::path::Path;
+
+use countersign_identity::bundle::BUNDLE_BYTES_MAX;
+use countersign_identity::{Bundle, TrustDomain};
+
+/// Reads the bundle of a file.
+///
+/// # Errors
+/// What is wrong with it, with its path.
+pub(crate) fn read(trust_domain: &TrustDomain, path: &Path, spiffe_format: bool) -> Result<Bundle, String> {
+    let failed = |e: String| format!("`{}`: {e}", path.display());
+    let bytes = read_limited(path).map_err(failed)?;
+    let read = if spiffe_format {
+        Bundle::from_jwks(trust_domain.clone(), &bytes)
+    } else {
+        let text = String::from_utf8(bytes).map_err(|_| failed("it is not text".to_owned()))?;
+        Bundle::from_pem(trust_domain.clone(), &text)
+    };
+    let read = read.map_err(|e| failed(e.to_string()))?;
+    if read.x509_authorities().is_empty() {
+        return Err(failed("no certificates found in trust bundle".to_owned()));
+    }
+    Ok(read)
+}
+
+fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
+    use std::io::Read as _;
+    let limit = u64::try_from(BUNDLE_BYTES_MAX).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+/// What of a file may be believed by an agent that holds a bundle of its server: the authorities it holds anyway, and those
+/// that begin later than all of them. Nothing, if none does.
+///
+/// INVARIANT: an authority that the server has withdrawn never comes back from a file that nobody has kept new; whoever stole
+/// its key waits for exactly that. A server withdraws an authority only when its successor is published, which begins later.
+/// Test `an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file`.
+pub(crate) fn successor(held: &Bundle, found: &Bundle) -> Option<Bundle> {
+    let newest = held.x509_authorities().iter().map(|a| a.certificate.not_before).max();
+    let mut kept = Bundle::empty(held.trust_domain().clone());
+    let mut has_news = false;
+    for authority in found.x509_authorities() {
+        let known = held.x509_authorities().iter().find(|h| h.certificate.der() == authority.certificate.der());
+        let is_newer = newest.is_none_or(|newest| authority.certificate.not_before > newest);
+        if known.is_some() || is_newer {
+            let tainted = authority.tainted || known.is_some_and(|k| k.tainted);
+            kept.add_x509_authority(authority.certificate.clone(), tainted).ok()?;
+            has_news |= known.is_none();
+        }
+    }
+    has_news.then_some(kept)
+}

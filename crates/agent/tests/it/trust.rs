@@ -1,0 +1,162 @@
+//! Whom the agent believes to be its server when the authorities have changed while it was away.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_agent::Running;
+use countersign_identity::Timestamp;
+use countersign_testkit::clock::VirtualClock;
+use countersign_testkit::domain::{agent_configuration, until};
+use countersign_testkit::scripted::{Authority, FOLLOW, Scripted, bundle_of};
+use countersign_transport::clock::Clock as _;
+use countersign_transport::random::Seeded;
+use tonic::Code;
+
+use crate::support::{World, verify};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Moves the clock until the server presents a certificate of the authority that follows its first.
+pub async fn next_authority(world: &World, clock: &VirtualClock) {
+    // Prepared after half of a day, active after five sixths; the first root still counts.
+    let roots = || async { world.domain.bundle().await.unwrap().x509_authorities().len() };
+    clock.advance(12 * HOUR + Duration::from_secs(60));
+    until("the next authority is published", || async { (roots().await == 2).then_some(()) }).await.unwrap();
+    clock.advance(8 * HOUR);
+    let presented = until("the server presents the next authority", || async {
+        clock.advance(Duration::from_secs(30));
+        let bundle = world.domain.bundle().await.unwrap();
+        let joined = world.domain.join(&world.domain.token(None).await.unwrap()).await.ok()?;
+        let second = &bundle.x509_authorities()[1].certificate;
+        joined.leaf.check_signed_by(&second.public_key).is_ok().then_some(())
+    });
+    presented.await.unwrap();
+    // Its own SVID follows within the hour.
+    clock.advance(HOUR / 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_off_while_the_authorities_changed_heals_from_its_bundle_file_with_the_svid_it_has() {
+    let (mut world, clock) = World::still("agent_ttl = \"23h\"", "").await;
+    world.entry("/web").await;
+    let serial = world.agent_leaf().unwrap().serial_decimal();
+    let old = std::fs::read(world.file("bundle.pem")).unwrap();
+    world.stop_agent().await;
+    next_authority(&world, &clock).await;
+    assert!(world.agent_leaf().unwrap().not_after > clock.now(), "the agent's SVID still counts");
+    let config = world.config(false, "").await;
+    let current = std::fs::read(world.file("bundle.pem")).unwrap();
+
+    // As long as the file is as old as what the agent has, it waits.
+    std::fs::write(world.file("bundle.pem"), &old).unwrap();
+    world.run(&config).await;
+    assert_eq!(world.agent_leaf().unwrap().serial_decimal(), serial);
+    let workload = world.workload().await;
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(40));
+        assert_eq!(workload.x509_svid_within(SHORT).await.unwrap_err().code(), Code::Unavailable);
+    }
+    // Neither does a file that is gone make it give up.
+    std::fs::remove_file(world.file("bundle.pem")).unwrap();
+    clock.advance(Duration::from_secs(40));
+    assert_eq!(workload.x509_svid_within(SHORT).await.unwrap_err().code(), Code::Unavailable);
+
+    std::fs::write(world.file("bundle.pem"), &current).unwrap();
+    let healed = until("the agent heals", || async {
+        clock.advance(Duration::from_secs(1));
+        workload.x509_svid_within(SHORT).await.ok()
+    });
+    verify(&healed.await.unwrap().svids[0], clock.now());
+}
+
+/// An agent of a server that says what the test wants.
+struct Puppet {
+    directory: tempfile::TempDir,
+    clock: VirtualClock,
+    server: Scripted,
+    agent: Option<Running>,
+}
+
+impl Puppet {
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn trust(&self, authorities: &[&Authority]) {
+        std::fs::write(self.file("bundle.pem"), bundle_of(authorities).unwrap().to_pem()).unwrap();
+    }
+
+    async fn start_agent(&mut self) {
+        let text = agent_configuration(self.directory.path(), self.server.port(), Some("token"), "");
+        let config = countersign_agent::Config::read(countersign_config::parse("agent.conf", &text).unwrap()).unwrap();
+        let clock = Arc::new(self.clock.clone());
+        self.agent = Some(countersign_agent::start(&config, clock, Arc::new(Seeded::new(1)), "test").await.unwrap());
+    }
+
+    /// Lets time pass until the agent follows once more than it has.
+    async fn is_followed(&self) {
+        let before = self.server.calls(FOLLOW);
+        let followed = until("the agent follows", || async {
+            self.clock.advance(Duration::from_secs(5));
+            (self.server.calls(FOLLOW) > before).then_some(())
+        });
+        followed.await.unwrap();
+    }
+
+    /// Lets time pass while the agent tries again and again, and sees that it never believes the server.
+    async fn is_shunned(&self) {
+        let (followed, knocked) = (self.server.calls(FOLLOW), self.server.knocks());
+        let tried = until("the agent tries again and again", || async {
+            self.clock.advance(Duration::from_secs(5));
+            (self.server.knocks() >= knocked + 5).then_some(())
+        });
+        tried.await.unwrap();
+        assert_eq!(self.server.calls(FOLLOW), followed);
+    }
+
+    /// Cuts the line, so that the agent looks at the server's certificate again.
+    fn cut(&self) {
+        self.server.kill();
+        self.server.revive();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file() {
+    let clock = VirtualClock::at_present();
+    let now: Timestamp = clock.now();
+    let authority = |age: u32| Arc::new(Authority::new(now.before(DAY * age), now.after(DAY * 100)).unwrap());
+    // The key of the first was stolen and the authority withdrawn; the file is as old as it.
+    let (stolen, held, next) = (authority(30), authority(20), authority(10));
+    let server = Scripted::start(Arc::clone(&stolen), Arc::new(clock.clone())).await.unwrap();
+    server.publish(bundle_of(&[&held]).unwrap());
+    let mut world = Puppet { directory: tempfile::tempdir().unwrap(), clock, server, agent: None };
+    world.trust(&[&stolen]);
+    world.start_agent().await;
+
+    // The agent has joined, and got a bundle without the stolen authority. The thief answers in the server's place.
+    world.is_shunned().await;
+    world.server.present(Arc::clone(&held)).unwrap();
+    world.is_followed().await;
+    world.server.present(Arc::clone(&stolen)).unwrap();
+    world.cut();
+    world.is_shunned().await;
+    // The same after a restart.
+    world.agent.take().unwrap().stop().await;
+    world.start_agent().await;
+    world.is_shunned().await;
+
+    // The next authority is not known yet; the operator brings it, with the stolen one still in the file.
+    world.server.publish(bundle_of(&[&next]).unwrap());
+    world.server.present(Arc::clone(&next)).unwrap();
+    world.is_shunned().await;
+    world.trust(&[&stolen, &next]);
+    world.is_followed().await;
+    world.server.present(Arc::clone(&stolen)).unwrap();
+    world.cut();
+    world.is_shunned().await;
+    world.agent.take().unwrap().stop().await;
+}
