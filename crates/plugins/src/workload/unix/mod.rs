@@ -3,6 +3,7 @@
 mod accounts;
 
 use std::io::Read as _;
+use std::time::Instant;
 
 use aws_lc_rs::digest;
 use countersign_config::{ConfigError, Section};
@@ -11,7 +12,7 @@ use countersign_transport::peer::Peer;
 
 use super::{AttestorError, WorkloadAttestor};
 use crate::Pending;
-use accounts::Accounts;
+use accounts::{Accounts, Unknown};
 
 /// Its configuration name.
 pub const NAME: &str = "unix";
@@ -39,21 +40,13 @@ impl Unix {
         Ok(Self { discover_workload_path, workload_size_limit, accounts: Accounts::default() })
     }
 
-    fn look(&self, pid: u32) -> Result<Vec<Selector>, String> {
+    /// What can be found at once, and the IDs whose names cannot.
+    fn look(&self, pid: u32) -> Result<Looked, String> {
         let status = Status::read(pid)?;
         let mut found = vec![format!("uid:{}", status.uid), format!("gid:{}", status.gid)];
-        if let Some(name) = self.accounts.user(status.uid) {
-            found.push(format!("user:{name}"));
-        }
-        if let Some(name) = self.accounts.group(status.gid) {
-            found.push(format!("group:{name}"));
-        }
-        for gid in status.groups {
-            found.push(format!("supplementary_gid:{gid}"));
-            if let Some(name) = self.accounts.group(gid) {
-                found.push(format!("supplementary_group:{name}"));
-            }
-        }
+        found.extend(status.groups.iter().map(|gid| format!("supplementary_gid:{gid}")));
+        let mut unknown = Unknown::default();
+        let names = self.names(&status, &mut unknown);
         if self.discover_workload_path {
             let exe = format!("/proc/{pid}/exe");
             let path = std::fs::read_link(&exe).map_err(|e| format!("cannot read the program's path: {e}"))?;
@@ -62,7 +55,23 @@ impl Unix {
                 found.push(format!("sha256:{}", hash(&exe, self.workload_size_limit)?));
             }
         }
-        found.iter().map(|value| Selector::new(NAME, value).map_err(|e| e.to_string())).collect()
+        if unknown.is_empty() {
+            found.extend(names);
+            return Ok(Looked { found, open: None });
+        }
+        Ok(Looked { found, open: Some((status, unknown)) })
+    }
+
+    /// Selectors with names, as far as they are known now.
+    fn names(&self, status: &Status, unknown: &mut Unknown) -> Vec<String> {
+        let now = Instant::now();
+        let mut found = Vec::new();
+        found.extend(self.accounts.user(status.uid, now, unknown).map(|name| format!("user:{name}")));
+        found.extend(self.accounts.group(status.gid, now, unknown).map(|name| format!("group:{name}")));
+        for gid in &status.groups {
+            found.extend(self.accounts.group(*gid, now, unknown).map(|name| format!("supplementary_group:{name}")));
+        }
+        found
     }
 }
 
@@ -77,11 +86,25 @@ impl WorkloadAttestor for Unix {
             // Reading /proc takes microseconds; hashing a program may take a second and must not hold others up.
             let looked =
                 if self.discover_workload_path { tokio::task::block_in_place(|| self.look(peer.pid)) } else { self.look(peer.pid) };
-            let found = looked.map_err(|reason| AttestorError { name: NAME, reason })?;
+            let failed = |reason| AttestorError { name: NAME, reason };
+            let Looked { mut found, open } = looked.map_err(failed)?;
+            if let Some((status, unknown)) = open {
+                self.accounts.ask(&unknown).await;
+                found.extend(self.names(&status, &mut Unknown::default()));
+            }
+            let found: Result<Vec<Selector>, String> =
+                found.iter().map(|value| Selector::new(NAME, value).map_err(|e| e.to_string())).collect();
+            let found = found.map_err(failed)?;
             // INVARIANT: what was read belongs to the peer only if it still lives after the reading.
             if peer.is_alive() { Ok(found) } else { Err(AttestorError { name: NAME, reason: "the process has ended".to_owned() }) }
         })
     }
+}
+
+/// What a look found: values of selectors, and whose names are still to be asked for.
+struct Looked {
+    found: Vec<String>,
+    open: Option<(Status, Unknown)>,
 }
 
 /// What `/proc/<pid>/status` says: effective IDs (the second of each list) and supplementary groups.

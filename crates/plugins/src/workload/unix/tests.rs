@@ -5,7 +5,6 @@ use std::process::Command;
 use countersign_config::Section;
 use countersign_transport::peer::Peer;
 
-use super::accounts::Table;
 use super::*;
 
 fn configured(text: &str) -> Unix {
@@ -59,16 +58,4 @@ async fn a_program_over_the_limit_fails_the_attestor_instead_of_narrowing_the_id
     let (ours, _theirs) = tokio::net::UnixStream::pair().expect("a pair");
     let error = unix.attest(&Peer::of(&ours).expect("ourselves")).await.expect_err("too large");
     assert!(error.to_string().contains("workload_size_limit = 10"), "{error}");
-}
-
-#[test]
-fn account_files_are_read_again_when_they_change_and_the_first_name_wins() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("passwd");
-    std::fs::write(&path, "root:x:0:0::/:\nfirst:x:4000000000:1::/:\nsecond:x:4000000000:1::/:\nbroken\n").expect("written");
-    let table = Table::new(&path, "passwd");
-    assert_eq!(table.name(4_000_000_000).as_deref(), Some("first"));
-    assert_eq!(table.name(4_000_000_001), None);
-    std::fs::write(&path, "other:x:4000000000:1::/:\n").expect("written");
-    assert_eq!(table.name(4_000_000_000).as_deref(), Some("other"));
 }
