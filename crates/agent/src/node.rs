@@ -19,6 +19,7 @@ use countersign_transport::tls::{self, SharedBundles};
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::node::FollowResponse;
 use countersign_wire::{bundle, bundle_api, types};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -192,6 +193,11 @@ impl Node {
 
     /// Proves the node to the server and keeps what it gets, before anybody uses it.
     pub(crate) async fn attest(&self, held: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
+        self.prove(held, None).await
+    }
+
+    /// Attests; `renewed` is the SVID whose place the new one takes, if it is the same node in the same life.
+    async fn prove(&self, held: Option<&NodeSvid>, renewed: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
         let channel = self.connect(None).await?;
         // What the node has to show comes before the key: without a token nothing is overwritten.
         let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };
@@ -202,12 +208,12 @@ impl Node {
         let chain = result.svid.map(|s| s.cert_chain).unwrap_or_default();
         let svid = Arc::new(self.svid(chain, pair, result.reattestable, slot)?);
         // On disk before anything else: a one-time token has been spent for it.
-        self.keep(&svid)?;
+        self.keep(&svid, renewed)?;
         *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!(spiffe_id = %svid.id, reattestable = svid.reattestable, expires_at = %svid.expires_at, "Node attestation was successful");
         // The node has joined: whatever happens from here on must not make it ask again.
         match self.fetch_bundle(channel).await {
-            Ok(()) => self.keep(&svid)?,
+            Ok(()) => self.keep(&svid, None)?,
             Err(error) => tracing::warn!(%error, "Could not fetch the bundle, it comes with the entries"),
         }
         Ok(svid)
@@ -226,7 +232,7 @@ impl Node {
     /// Gets a new SVID for a new key while the present one still counts.
     pub(crate) async fn renew(&self, held: &NodeSvid) -> Result<Arc<NodeSvid>, NodeError> {
         if held.reattestable {
-            return self.attest(Some(held)).await;
+            return self.prove(Some(held), Some(held)).await;
         }
         let channel = self.connect(Some(held)).await?;
         let (slot, pair) = self.new_key(Some(held)).await?;
@@ -236,7 +242,7 @@ impl Node {
         let answer = AgentClient::new(channel).renew_agent(request).await.map_err(NodeError::server)?.into_inner();
         let chain = answer.svid.map(|s| s.cert_chain).unwrap_or_default();
         let svid = Arc::new(self.svid(chain, pair, false, slot)?);
-        self.keep(&svid)?;
+        self.keep(&svid, Some(held))?;
         tracing::info!(spiffe_id = %svid.id, expires_at = %svid.expires_at, "Successfully rotated agent SVID");
         Ok(svid)
     }
@@ -290,21 +296,33 @@ impl Node {
         Ok(())
     }
 
-    /// Writes a new SVID and the bundle to disk.
-    fn keep(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+    /// Writes a new SVID and the bundle to disk. What was followed with the SVID it replaces stays usable.
+    ///
+    /// INVARIANT: stopped after any step, the SVID on disk is one that the file of what is followed is bound to. Test
+    /// `stopped_at_any_step_of_a_renewal_the_svid_on_disk_and_what_is_followed_fit`.
+    fn keep(&self, svid: &NodeSvid, renewed: Option<&NodeSvid>) -> Result<(), NodeError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.newest = Some(svid.serial_number.clone());
+        if let Some(renewed) = renewed
+            && let Err(error) = self.files.follow_rebind(&renewed.serial_number, &svid.serial_number)
+        {
+            // The SVID is worth more; without the rest a restart asks the server.
+            tracing::warn!(%error, "What is followed could not be bound to the renewed SVID");
+        }
         self.write(svid)
     }
 
-    /// Writes the bundle anew beside this SVID, unless a newer one is there by now or it was forgotten.
-    pub(crate) fn keep_bundle(&self, svid: &NodeSvid) -> Result<(), NodeError> {
+    /// Writes the bundle and what is followed beside this SVID, unless a newer one is there by now or it was forgotten.
+    /// Says whether it did.
+    pub(crate) fn keep_followed(&self, svid: &NodeSvid, followed: &FollowResponse) -> Result<bool, NodeError> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let is_newest = kept.newest.as_ref().is_none_or(|newest| *newest == svid.serial_number);
         if kept.forgotten.as_ref() == Some(&svid.serial_number) || !is_newest {
-            return Ok(());
+            return Ok(false);
         }
-        self.write(svid)
+        self.write(svid)?;
+        self.files.follow_put(&svid.serial_number, followed)?;
+        Ok(true)
     }
 
     fn write(&self, svid: &NodeSvid) -> Result<(), NodeError> {
@@ -450,3 +468,6 @@ fn nothing_newer(path: &Path) -> String {
 async fn timeout<T>(call: impl Future<Output = T>) -> Result<T, NodeError> {
     tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| NodeError::Answer("the server took too long".to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

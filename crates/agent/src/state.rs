@@ -91,31 +91,54 @@ impl Files {
     /// one that was cut off, is worth nothing, because everything can be fetched again.
     pub(crate) fn follow(&self, serial: &str) -> Option<FollowResponse> {
         let bytes = read_limited(&self.follow_path()).ok()??;
-        let rest = bytes.strip_prefix(MAGIC)?;
-        let (digest, body) = rest.split_first_chunk::<32>()?;
-        if sha256(body) != *digest {
-            tracing::warn!("The state file is damaged, starting over");
-            return None;
-        }
-        let end = body.iter().position(|b| *b == b'\n')?;
-        let (bound_to, message) = body.split_at(end);
-        if bound_to != serial.as_bytes() {
-            return None;
-        }
-        FollowResponse::decode(message.get(1..)?).ok()
+        let message = bound_to(open_follow(&bytes)?, serial)?;
+        FollowResponse::decode(message).ok()
     }
 
     /// Keeps what is followed.
     pub(crate) fn follow_put(&self, serial: &str, state: &FollowResponse) -> Result<(), StateError> {
-        let mut body = format!("{serial}\n").into_bytes();
-        // Encoding into a growing vector cannot run out of room.
-        let _ = state.encode(&mut body);
+        self.write_follow(serial, &state.encode_to_vec())
+    }
+
+    /// Binds what was followed with one SVID to its successor as well, so that it is usable with whichever of the two a
+    /// crash leaves on disk. Without anything that was followed there is nothing to do.
+    pub(crate) fn follow_rebind(&self, from: &str, to: &str) -> Result<(), StateError> {
+        let failed = |reason| StateError { path: self.follow_path().display().to_string(), reason };
+        let Some(bytes) = read_limited(&self.follow_path()).map_err(failed)? else { return Ok(()) };
+        match open_follow(&bytes).and_then(|body| bound_to(body, from)) {
+            Some(message) => self.write_follow(&format!("{from} {to}"), message),
+            None => Ok(()),
+        }
+    }
+
+    /// `serials` are separated by a space.
+    fn write_follow(&self, serials: &str, message: &[u8]) -> Result<(), StateError> {
+        let mut body = format!("{serials}\n").into_bytes();
+        body.extend_from_slice(message);
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&sha256(&body));
         bytes.extend_from_slice(&body);
         let path = self.follow_path();
         replace(&path, &bytes, 0o600).map_err(|e| StateError { path: path.display().to_string(), reason: e.to_string() })
     }
+}
+
+/// The part of a follow file behind its digest; nothing if it is not one, or damaged.
+fn open_follow(bytes: &[u8]) -> Option<&[u8]> {
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let (digest, body) = rest.split_first_chunk::<32>()?;
+    if sha256(body) != *digest {
+        tracing::warn!("The state file is damaged, starting over");
+        return None;
+    }
+    Some(body)
+}
+
+/// The message in it, if it is bound to the SVID of this serial number.
+fn bound_to<'a>(body: &'a [u8], serial: &str) -> Option<&'a [u8]> {
+    let end = body.iter().position(|b| *b == b'\n')?;
+    let (serials, message) = body.split_at(end);
+    serials.split(|b| *b == b' ').any(|s| s == serial.as_bytes()).then(|| message.get(1..))?
 }
 
 fn parse_agent_data(text: &str) -> Result<AgentData, String> {
@@ -208,8 +231,12 @@ mod tests {
         let files = Files::new(directory.path()).expect("made");
         let state = FollowResponse { removed_entries: vec!["a".to_owned()], ..FollowResponse::default() };
         files.follow_put("17", &state).expect("kept");
-        assert_eq!(files.follow("17"), Some(state));
-        assert_eq!(files.follow("18"), None);
+        assert_eq!(files.follow("17"), Some(state.clone()));
+        assert_eq!((files.follow("18"), files.follow("1"), files.follow("")), (None, None, None));
+        files.follow_rebind("18", "19").expect("nothing to do");
+        assert_eq!(files.follow("19"), None, "what is bound to another is not taken over");
+        files.follow_rebind("17", "18").expect("bound");
+        assert_eq!((files.follow("17"), files.follow("18")), (Some(state.clone()), Some(state)));
         let path = directory.path().join("countersign-follow.state");
         let mut bytes = std::fs::read(&path).expect("there");
         let last = bytes.len() - 1;

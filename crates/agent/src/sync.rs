@@ -331,7 +331,7 @@ impl Sync {
     async fn renew(&self, svid: &Arc<NodeSvid>) -> Renewal {
         match self.node.renew(svid).await {
             Ok(renewed) => {
-                // What is followed stays: the file is bound to the new serial at the next change, and now.
+                // What is followed stays. Its file is bound to both serial numbers, and from the next writing on to the new one.
                 self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(renewed);
                 self.dirty.notify_one();
                 Renewal::Done
@@ -362,17 +362,15 @@ impl Sync {
                 bundles: self.cache.bundles().iter().map(|b| bundle::to_wire(b)).collect(),
                 ..FollowResponse::default()
             };
-            let (files, node, serial) = (self.files.clone(), Arc::clone(&self.node), svid.serial_number.clone());
-            let written = tokio::task::spawn_blocking(move || {
-                let kept = node.keep_bundle(&svid).map_err(|e| e.to_string());
-                kept.and_then(|()| files.follow_put(&serial, &state).map_err(|e| e.to_string()))
-            });
-            match written.await {
-                Ok(Ok(())) => {
+            let node = Arc::clone(&self.node);
+            match tokio::task::spawn_blocking(move || node.keep_followed(&svid, &state)).await {
+                Ok(Ok(true)) => {
                     self.persisted.store(revision, std::sync::atomic::Ordering::Relaxed);
                     self.progressed();
                 }
-                Ok(Err(error)) => tracing::error!(error, "Could not write down what is followed"),
+                // The SVID was replaced meanwhile; whoever did that has asked for this once more.
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::error!(%error, "Could not write down what is followed"),
                 Err(error) => tracing::error!(%error, "BUG: writing down what is followed has failed"),
             }
         }

@@ -1,0 +1,111 @@
+//! The agent's files, stopped at every step.
+
+use countersign_testkit::clock::VirtualClock;
+use countersign_testkit::domain::{agent_configuration, spiffe_id};
+use countersign_testkit::scripted::Authority;
+use countersign_transport::clock::Clock as _;
+use countersign_transport::random::Seeded;
+use countersign_wire::node::Cursor;
+
+use super::*;
+
+struct Place {
+    directory: tempfile::TempDir,
+    clock: VirtualClock,
+    config: Config,
+    authority: Authority,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let clock = VirtualClock::at_present();
+        let text = agent_configuration(directory.path(), 1, None, "");
+        let config = Config::read(countersign_config::parse("agent.conf", &text).expect("parses")).expect("reads");
+        let day = Duration::from_secs(24 * 3600);
+        let authority = Authority::new(clock.now().before(day), clock.now().after(day)).expect("an authority");
+        Self { directory, clock, config, authority }
+    }
+
+    /// The agent as it starts on what is on disk.
+    fn node(&self) -> Node {
+        let files = Files::new(self.directory.path()).expect("made");
+        Node::new(&self.config, files, Arc::new(self.clock.clone()), Arc::new(Seeded::new(1)))
+    }
+
+    async fn svid(&self, node: &Node, held: Option<&NodeSvid>) -> NodeSvid {
+        let (slot, pair) = node.new_key(held).await.expect("a key");
+        let id = spiffe_id("/spire/agent/join_token/a");
+        let leaf = self.authority.issue(&id, pair.public_key(), self.clock.now()).expect("issued");
+        node.svid(vec![leaf], pair, false, slot).expect("fits")
+    }
+
+    /// What a start now finds: the SVID's serial number, and the revision that was followed with it.
+    fn found(&self) -> (String, Option<u64>) {
+        let node = self.node();
+        let svid = node.load().expect("readable").expect("there");
+        let followed = node.files.follow(&svid.serial_number);
+        (svid.serial_number.clone(), followed.and_then(|f| f.cursor).map(|c| c.revision))
+    }
+
+    /// From now on, or no longer, this file cannot be replaced: as if the process had been stopped just before.
+    fn stop_before(&self, file: &str, stop: bool) {
+        let obstacle = self.directory.path().join(format!("{file}.tmp"));
+        if stop {
+            std::fs::create_dir(obstacle).expect("made");
+        } else {
+            std::fs::remove_dir(obstacle).expect("removed");
+        }
+    }
+}
+
+fn followed(revision: u64) -> FollowResponse {
+    FollowResponse { cursor: Some(Cursor { revision, ..Cursor::default() }), ..FollowResponse::default() }
+}
+
+#[tokio::test]
+async fn stopped_at_any_step_of_a_renewal_the_svid_on_disk_and_what_is_followed_fit() {
+    let place = Place::new();
+    let node = place.node();
+    let first = place.svid(&node, None).await;
+    node.keep(&first, None).expect("kept");
+    assert!(node.keep_followed(&first, &followed(1)).expect("kept"));
+    assert_eq!(place.found(), (first.serial_number.clone(), Some(1)));
+
+    // Stopped after the new key, before anything else.
+    let second = place.svid(&node, Some(&first)).await;
+    assert_eq!(place.found(), (first.serial_number.clone(), Some(1)));
+    // Stopped between the two files.
+    place.stop_before("agent-data.json", true);
+    node.keep(&second, Some(&first)).expect_err("stopped");
+    assert_eq!(place.found(), (first.serial_number.clone(), Some(1)));
+    assert!(node.files.follow(&second.serial_number).is_some(), "bound before the SVID is written, not after");
+    place.stop_before("agent-data.json", false);
+    // Stopped after both, before what is followed is written the next time.
+    node.keep(&second, Some(&first)).expect("kept");
+    assert_eq!(place.found(), (second.serial_number.clone(), Some(1)));
+    // A writer that was on its way with the former SVID changes nothing.
+    assert!(!node.keep_followed(&first, &followed(2)).expect("nothing to do"));
+    assert_eq!(place.found(), (second.serial_number.clone(), Some(1)));
+    // Stopped between the two files of the next writing, and after it.
+    place.stop_before("countersign-follow.state", true);
+    node.keep_followed(&second, &followed(3)).expect_err("stopped");
+    assert_eq!(place.found(), (second.serial_number.clone(), Some(1)));
+    place.stop_before("countersign-follow.state", false);
+    assert!(node.keep_followed(&second, &followed(3)).expect("kept"));
+    assert_eq!(place.found(), (second.serial_number.clone(), Some(3)));
+    assert_eq!(node.files.follow(&first.serial_number), None);
+}
+
+#[tokio::test]
+async fn a_renewed_svid_is_kept_even_where_what_is_followed_cannot_be() {
+    let place = Place::new();
+    let node = place.node();
+    let first = place.svid(&node, None).await;
+    node.keep(&first, None).expect("kept");
+    assert!(node.keep_followed(&first, &followed(1)).expect("kept"));
+    let second = place.svid(&node, Some(&first)).await;
+    place.stop_before("countersign-follow.state", true);
+    node.keep(&second, Some(&first)).expect("kept");
+    assert_eq!(place.found(), (second.serial_number, None));
+}
