@@ -82,8 +82,7 @@ impl SpiffeWorkloadApi for Api {
         }
         let mut svids = Vec::with_capacity(identities.len());
         for (identity, fetch) in identities.iter().zip(fetching) {
-            let token =
-                within(deadline, fetch).await?.map_err(|e| Status::unavailable(format!("could not fetch JWT-SVID: {}", e.message())))?;
+            let token = within(deadline, fetch).await?.map_err(|e| not_issued(&e))?;
             svids.push(wire::Jwtsvid {
                 spiffe_id: identity.entry.spiffe_id.as_str().to_owned(),
                 svid: token.to_string(),
@@ -303,6 +302,18 @@ impl Api {
         subscription.delivered(revision);
         self.sync.progressed();
     }
+}
+
+/// Why there is no token, for the workload. What the server or the network said stands in the agent's log, unless it is
+/// about the workload's own question.
+fn not_issued(error: &Status) -> Status {
+    let reason = match error.code() {
+        Code::InvalidArgument => error.message(),
+        Code::ResourceExhausted => "the server is asked too much, try again later",
+        Code::NotFound | Code::PermissionDenied => "the server does not grant it",
+        _ => "the server is not reachable, or cannot issue now",
+    };
+    Status::unavailable(format!("could not fetch JWT-SVID: {reason}"))
 }
 
 fn attestation_failed() -> Status {

@@ -6,7 +6,7 @@ use countersign_wire::journal::{self, journal_server};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::Api;
+use super::{Api, status};
 use crate::audit::{Query, search};
 
 #[tonic::async_trait]
@@ -30,7 +30,7 @@ impl journal_server::Journal for Api {
         let found = tokio::task::spawn_blocking(move || search(&directory, &query))
             .await
             .map_err(|_| Status::unavailable("the server is shutting down"))?
-            .map_err(|e| Status::internal(format!("the issuance journal cannot be read: {e}")))?;
+            .map_err(|e| status::journal(&e))?;
         self.audit(&caller, "Issued", "", "success");
         Ok(Response::new(Box::pin(tokio_stream::iter(found.into_iter().map(Ok)))))
     }

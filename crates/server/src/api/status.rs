@@ -54,17 +54,25 @@ pub(crate) fn invalid_plain(caller: &Caller, message: &str) -> Status {
     Status::invalid_argument(message)
 }
 
+/// What a caller reads where only the operator can do something. Paths, and what the system says, are for the log: callers
+/// are agents, and whoever may attest.
+const SEE_LOG: &str = "the server's log says why";
+
 /// The store's fault. Retry where it may help.
 pub(crate) fn store(error: &StoreError) -> Status {
     match error {
-        StoreError::Full | StoreError::Failed(_) | StoreError::Closed => Status::unavailable(error.to_string()),
+        StoreError::Full | StoreError::Closed => Status::unavailable(error.to_string()),
+        StoreError::Failed(_) => {
+            tracing::error!(%error, "The store failed");
+            Status::unavailable(format!("the store failed; {SEE_LOG}"))
+        }
         StoreError::Open { .. }
         | StoreError::Spire { .. }
         | StoreError::Foreign { .. }
         | StoreError::Newer { .. }
         | StoreError::Corrupt(_) => {
             tracing::error!(%error, "The store cannot be used");
-            Status::internal(error.to_string())
+            Status::internal(format!("the store cannot be used; {SEE_LOG}"))
         }
     }
 }
@@ -74,19 +82,31 @@ pub(crate) fn issue(error: &IssueError) -> Status {
     match error {
         IssueError::NoAuthority(_) | IssueError::NotBegun { .. } => Status::unavailable(error.to_string()),
         IssueError::Lint(lint) => Status::invalid_argument(lint.to_string()),
-        IssueError::Journal(JournalError::Full(_) | JournalError::Failed { .. } | JournalError::Closed) => {
-            Status::unavailable(error.to_string())
+        IssueError::Journal(JournalError::Closed) => Status::unavailable(error.to_string()),
+        IssueError::Journal(JournalError::Full(_)) => {
+            tracing::error!(%error, "Cannot record what is to be issued");
+            Status::unavailable("the disk of the issuance journal is full, so nothing can be issued")
+        }
+        IssueError::Journal(JournalError::Failed { .. }) => {
+            tracing::error!(%error, "Cannot record what is to be issued");
+            Status::unavailable(format!("the issuance journal cannot be written, so nothing can be issued; {SEE_LOG}"))
         }
         IssueError::Keys(_) => {
             tracing::error!(%error, "Cannot sign");
-            Status::unavailable(error.to_string())
+            Status::unavailable(format!("the server cannot sign now; {SEE_LOG}"))
         }
         IssueError::Store(error) => store(error),
         IssueError::Bug(_) => {
             tracing::error!(%error, "BUG");
-            Status::internal(error.to_string())
+            Status::internal(format!("the server has a fault; {SEE_LOG}"))
         }
     }
+}
+
+/// The journal cannot be read.
+pub(crate) fn journal(error: &impl std::fmt::Display) -> Status {
+    tracing::error!(%error, "The issuance journal cannot be read");
+    Status::internal(format!("the issuance journal cannot be read; {SEE_LOG}"))
 }
 
 /// The status of one item of a batch.
@@ -102,4 +122,42 @@ pub(crate) fn ok() -> Option<types::Status> {
 /// An item that failed as this status says.
 pub(crate) fn of(status: &Status) -> Option<types::Status> {
     Some(item(status.code(), status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_plugins::keys::KeyManagerError;
+
+    use super::*;
+
+    #[test]
+    fn callers_read_no_path_and_nothing_the_system_said() {
+        let secret = || "/secret/place".to_owned();
+        let of_store = |path: String, reason: String| {
+            [
+                StoreError::Open { path: path.clone(), reason: reason.clone() },
+                StoreError::Spire { path: path.clone() },
+                StoreError::Foreign { path, reason: reason.clone() },
+                StoreError::Newer { found: 2, known: 1 },
+                StoreError::Corrupt(reason.clone()),
+                StoreError::Full,
+                StoreError::Failed(reason),
+                StoreError::Closed,
+            ]
+        };
+        let mut errors: Vec<IssueError> = of_store(secret(), secret()).into_iter().map(IssueError::Store).collect();
+        errors.extend([
+            IssueError::NoAuthority("X.509"),
+            IssueError::Journal(JournalError::Full(secret())),
+            IssueError::Journal(JournalError::Failed { path: secret(), reason: secret() }),
+            IssueError::Journal(JournalError::Closed),
+            IssueError::Keys(KeyManagerError::File { path: secret(), reason: secret() }),
+            IssueError::Bug(secret()),
+        ]);
+        let mut texts: Vec<String> = errors.iter().map(|error| issue(error).message().to_owned()).collect();
+        texts.push(journal(&secret()).message().to_owned());
+        for text in texts {
+            assert!(!text.contains("secret") && !text.is_empty(), "{text}");
+        }
+    }
 }
