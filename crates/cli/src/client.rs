@@ -6,10 +6,16 @@ use clap::Args;
 use tonic::transport::Channel;
 
 use crate::output::Failure;
-use crate::up::default_directory;
 
 const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+
+/// Where `up` keeps its trust domain unless told otherwise.
+pub(crate) fn default_directory() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    state.map_or_else(|| PathBuf::from(format!("/tmp/countersign-{}", rustix::process::geteuid().as_raw())), |s| s.join("countersign"))
+}
 
 /// Which server a command talks to.
 #[derive(Debug, Clone, Args)]

@@ -10,13 +10,6 @@ use countersign_identity::TrustDomain;
 
 use crate::output::Failure;
 
-/// Where `up` keeps its trust domain unless told otherwise.
-pub(crate) fn default_directory() -> PathBuf {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    state.map_or_else(|| PathBuf::from(format!("/tmp/countersign-{}", rustix::process::geteuid().as_raw())), |s| s.join("countersign"))
-}
-
 /// A directory and the trust domain in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {

@@ -12,8 +12,9 @@ use clap::Args;
 use countersign_identity::TrustDomain;
 
 pub(crate) use children::Children;
-pub(crate) use layout::{Layout, default_directory};
+pub(crate) use layout::Layout;
 
+use crate::client::default_directory;
 use crate::output::{self, Failure, Outcome};
 use crate::run::stop_signal;
 

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 use super::You;
 use super::layout::Layout;
-use crate::client::workload_request;
+use crate::client::{default_directory, workload_request};
 use crate::commands::bundle::{Format, render};
 use crate::output::{self, Failure};
 
@@ -96,7 +96,7 @@ pub(super) fn tell(layout: &Layout, you: &You, took: Duration) {
     let dir = layout.directory().display();
     let verb = if layout.is_new { "created" } else { "reopened" };
     let entry = if you.created { "registered for you" } else { "yours since an earlier run" };
-    let home = if layout.directory() == super::default_directory() {
+    let home = if layout.directory() == default_directory() {
         String::new()
     } else {
         format!("  export COUNTERSIGN_SERVER_SOCKET={dir}/server.sock\n")
