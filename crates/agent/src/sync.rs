@@ -1,7 +1,7 @@
 //! The one place where the agent speaks to the server after it has joined: follows the pushed stream, acknowledges, asks
 //! for credentials, and keeps the agent's own SVID new.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use countersign_identity::{Entry, Selector, Timestamp};
@@ -12,7 +12,8 @@ use countersign_wire::node::{self as wire, Ack, FollowRequest, FollowResponse, f
 use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{bundle, entry, id};
 use prost::Message as _;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Channel;
@@ -34,6 +35,14 @@ const PERSIST_DELAY: Duration = Duration::from_millis(500);
 const ACK_DELAY: Duration = Duration::from_millis(20);
 /// How long the server may take to issue one credential.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a call waits for the connection of a renewed SVID: it is made at once after the renewal, and takes milliseconds.
+const RENEWED_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause after the server said that it is asked too much; it doubles up to [`OVERLOAD_PAUSE_MAX`], with jitter.
+const OVERLOAD_PAUSE_FIRST: Duration = Duration::from_millis(250);
+/// Longest such pause: a token that a workload waits for must not come later than a patient caller's deadline.
+const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Longest wait after a failed renewal of the agent's own SVID, of which half of its life is left.
+const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Why the agent cannot go on by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,14 +65,22 @@ pub(crate) struct Sync {
     last_contact: std::sync::atomic::AtomicI64,
     dirty: Notify,
     cursor: RwLock<Option<wire::Cursor>>,
+    /// Counts connections.
+    connections: watch::Sender<u64>,
+    overload: Mutex<Overload>,
 }
 
 #[derive(Default)]
 struct Current {
     svid: Option<Arc<NodeSvid>>,
     channel: Option<Channel>,
-    /// Counts connections.
-    connection: u64,
+}
+
+/// A server that said it is asked too much is left alone for a while, by all calls for credentials together.
+#[derive(Debug, Default)]
+struct Overload {
+    pause: Option<Duration>,
+    until: Option<Instant>,
 }
 
 /// Why a stream ended.
@@ -91,6 +108,8 @@ impl Sync {
             last_contact: std::sync::atomic::AtomicI64::new(0),
             dirty: Notify::new(),
             cursor: RwLock::default(),
+            connections: watch::Sender::default(),
+            overload: Mutex::default(),
         }
     }
 
@@ -112,7 +131,17 @@ impl Sync {
 
     fn channel(&self) -> Option<(Channel, u64)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        Some((current.channel.clone()?, current.connection))
+        // Read under the lock under which both change.
+        let connection = *self.connections.borrow();
+        Some((current.channel.clone()?, connection))
+    }
+
+    /// The connection after this one: that of the agent's renewed SVID, if there is one by now or soon.
+    async fn next_channel(&self, connection: u64, patience: Duration) -> Option<Channel> {
+        let mut connections = self.connections.subscribe();
+        let waited = tokio::time::timeout(patience, connections.wait_for(|now| *now != connection)).await;
+        waited.ok()?.ok()?;
+        self.channel().map(|(channel, _)| channel)
     }
 
     /// When the server was last heard of.
@@ -237,7 +266,7 @@ impl Sync {
         {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             current.channel = Some(channel.clone());
-            current.connection += 1;
+            self.connections.send_modify(|connection| *connection += 1);
         }
         let (out, requests) = mpsc::channel(4);
         let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -263,6 +292,7 @@ impl Sync {
         out: mpsc::Sender<FollowRequest>,
     ) -> Ended {
         let mut renew_at = svid.renew_at;
+        let mut renew_retry = RENEW_RETRY;
         let mut complete = false;
         let mut acknowledge_at = None;
         loop {
@@ -282,8 +312,8 @@ impl Sync {
                     Some(Err(status)) => return ended(&status),
                 },
                 // Progress is told a little later, in one message, and nothing waits for that.
-                () = self.progress.notified(), if acknowledge_at.is_none() => acknowledge_at = Some(tokio::time::Instant::now() + ACK_DELAY),
-                () = tokio::time::sleep_until(acknowledge_at.unwrap_or_else(tokio::time::Instant::now)), if acknowledge_at.is_some() => {
+                () = self.progress.notified(), if acknowledge_at.is_none() => acknowledge_at = Some(Instant::now() + ACK_DELAY),
+                () = tokio::time::sleep_until(acknowledge_at.unwrap_or_else(Instant::now)), if acknowledge_at.is_some() => {
                     acknowledge_at = None;
                     let _ = self.acknowledge(&out).await;
                 }
@@ -292,7 +322,10 @@ impl Sync {
                     Renewal::Refused(reason) => return Ended::Refused(reason),
                     Renewal::Failed if svid.expires_at <= self.clock.now() => return Ended::Lost("the agent's SVID has ended".to_owned()),
                     // Changes arrive meanwhile.
-                    Renewal::Failed => renew_at = self.clock.now().after(RENEW_RETRY),
+                    Renewal::Failed => {
+                        renew_at = self.clock.now().after(renew_retry.mul_f64(0.8 + 0.4 * self.random.fraction()));
+                        renew_retry = (renew_retry * 2).min(RENEW_RETRY_MAX);
+                    }
                 },
             }
         }
@@ -427,18 +460,53 @@ impl Sync {
             request.set_timeout(ISSUE_TIMEOUT);
             async move { NodeClient::new(channel).issue(request).await }
         };
+        self.spare_the_server()?;
         let unconnected = || Status::unavailable("there is no connection to the server");
         let (channel, connection) = self.channel().ok_or_else(unconnected)?;
         let answer = match ask(channel).await {
-            // The agent's SVID was renewed while the call was under way on the connection of the one before.
-            Err(status) if status.code() == Code::PermissionDenied => match self.channel() {
-                Some((renewed, now)) if now != connection => ask(renewed).await?,
-                _ => return Err(status),
-            },
-            answer => answer?,
+            // The agent's SVID was renewed while the call was under way on the connection of the one before: the new one is
+            // used for the first time in that moment, or will be soon.
+            Err(status) if status.code() == Code::PermissionDenied => {
+                let patience = if denied_reason(&status) == Some(Reason::AgentNotActive) { RENEWED_TIMEOUT } else { Duration::ZERO };
+                match self.next_channel(connection, patience).await {
+                    Some(renewed) => ask(renewed).await,
+                    None => Err(status),
+                }
+            }
+            answer => answer,
         };
+        self.note_overload(answer.as_ref().err());
+        let credential = answer?.into_inner().credential;
         self.heard();
-        Ok(answer.into_inner().credential)
+        Ok(credential)
+    }
+
+    fn spare_the_server(&self) -> Result<(), Status> {
+        let until = self.overload.lock().unwrap_or_else(PoisonError::into_inner).until;
+        match until {
+            Some(until) if until > Instant::now() => {
+                Err(Status::resource_exhausted("the server has said that it is asked too much, the agent waits before it asks again"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note_overload(&self, error: Option<&Status>) {
+        let mut overload = self.overload.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            None => *overload = Overload::default(),
+            Some(status) if status.code() == Code::ResourceExhausted => {
+                // Calls that were under way together count as one.
+                if overload.until.is_some_and(|until| until > Instant::now()) {
+                    return;
+                }
+                let pause = overload.pause.map_or(OVERLOAD_PAUSE_FIRST, |pause| (pause * 2).min(OVERLOAD_PAUSE_MAX));
+                let wait = pause.mul_f64(0.8 + 0.4 * self.random.fraction());
+                tracing::warn!(error = status.message(), retry_interval = ?wait, "The server is asked too much, waiting before asking again");
+                *overload = Overload { pause: Some(pause), until: Some(Instant::now() + wait) };
+            }
+            Some(_) => {}
+        }
     }
 }
 

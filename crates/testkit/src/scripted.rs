@@ -18,6 +18,7 @@ use countersign_transport::clock::SharedClock;
 use countersign_transport::{tcp, tls};
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::node::{self, FollowResponse, issue_request, issue_response};
+use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{bundle, bundle_api, id, types};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
@@ -44,8 +45,12 @@ pub const FOLLOW: &str = "/countersign.agent.v1.Node/Follow";
 /// An agent asks for a credential.
 pub const ISSUE: &str = "/countersign.agent.v1.Node/Issue";
 
-/// How long SVIDs live.
+/// The token of every JWT-SVID; nobody looks into it on the way.
+pub const TOKEN: &str = "a.scripted.token";
+
+/// How long X509-SVIDs live.
 const SVID_LIFETIME: Duration = Duration::from_secs(3600);
+const JWT_LIFETIME: Duration = Duration::from_secs(300);
 
 /// An authority of the test trust domain, with its key.
 #[derive(Debug)]
@@ -143,6 +148,12 @@ struct State {
     calls: HashMap<&'static str, usize>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Alive {
+    accepting: bool,
+    cuts: u64,
+}
+
 struct Shared {
     state: Mutex<State>,
     presented: tls::SharedIdentity,
@@ -150,8 +161,8 @@ struct Shared {
     trusted: tls::SharedBundles,
     knocks: AtomicUsize,
     clock: SharedClock,
-    /// Whether connections are let through.
-    alive: watch::Sender<bool>,
+    /// Whether connections are let through, and how often all were cut.
+    alive: watch::Sender<Alive>,
 }
 
 /// A running server of this kind; gone when dropped.
@@ -192,7 +203,7 @@ impl Scripted {
             trusted: Arc::default(),
             knocks: AtomicUsize::new(0),
             clock: Arc::clone(&clock),
-            alive: watch::channel(true).0,
+            alive: watch::channel(Alive { accepting: true, cuts: 0 }).0,
         });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let inner = listener.local_addr()?;
@@ -267,12 +278,12 @@ impl Scripted {
 
     /// Cuts every connection, as when a process is killed; none is accepted until [`Scripted::revive`].
     pub fn kill(&self) {
-        self.shared.alive.send_replace(false);
+        self.shared.kill();
     }
 
     /// Accepts connections again.
     pub fn revive(&self) {
-        self.shared.alive.send_replace(true);
+        self.shared.alive.send_modify(|alive| alive.accepting = true);
     }
 }
 
@@ -281,8 +292,9 @@ async fn let_in(door: TcpListener, inner: SocketAddr, shared: Arc<Shared>) {
     while let Ok((mut outside, _)) = door.accept().await {
         shared.knocks.fetch_add(1, Ordering::Relaxed);
         let mut alive = shared.alive.subscribe();
+        let before = *alive.borrow();
         open.spawn(async move {
-            let cut = async move { drop(alive.wait_for(|alive| !alive).await) };
+            let cut = async move { drop(alive.wait_for(|now| !now.accepting || *now != before).await) };
             let pass = async {
                 if let Ok(mut inside) = TcpStream::connect(inner).await {
                     let _ = outside.set_nodelay(true);
@@ -303,6 +315,10 @@ async fn let_in(door: TcpListener, inner: SocketAddr, shared: Arc<Shared>) {
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kill(&self) {
+        self.alive.send_modify(|alive| *alive = Alive { accepting: false, cuts: alive.cuts + 1 });
     }
 
     fn authority(&self) -> Arc<Authority> {
@@ -329,7 +345,7 @@ impl Shared {
         match fate {
             Some(Fate::Refused(status)) => return status.into_http(),
             Some(Fate::Dies) => {
-                self.alive.send_replace(false);
+                self.kill();
                 return std::future::pending().await;
             }
             None => {}
@@ -369,14 +385,44 @@ impl Shared {
     }
 
     fn issue(&self, request: node::IssueRequest) -> Result<node::IssueResponse, Status> {
-        let Some(issue_request::Credential::X509Csr(csr)) = request.credential else {
-            return Err(Status::unimplemented("not in the script"));
+        let credential = match request.credential {
+            Some(issue_request::Credential::X509Csr(csr)) => {
+                let found = self.lock().entries.iter().find(|e| e.id == request.entry_id).and_then(|e| e.spiffe_id.clone());
+                let id = id::from_wire(found.as_ref()).map_err(|e| Status::not_found(e.to_string()))?;
+                issue_response::Credential::X509(self.certify(&id, &csr)?)
+            }
+            // Agents hand tokens on as they are.
+            Some(issue_request::Credential::Jwt(_)) => {
+                let issued_at = self.clock.now();
+                let expires_at = issued_at.after(JWT_LIFETIME).secs();
+                let token = TOKEN.to_owned();
+                let svid = types::Jwtsvid { token, issued_at: issued_at.secs(), expires_at, ..types::Jwtsvid::default() };
+                issue_response::Credential::Jwt(svid)
+            }
+            None => return Err(Status::invalid_argument("missing credential")),
         };
-        let found = self.lock().entries.iter().find(|e| e.id == request.entry_id).and_then(|e| e.spiffe_id.clone());
-        let id = id::from_wire(found.as_ref()).map_err(|e| Status::not_found(e.to_string()))?;
-        let svid = self.certify(&id, &csr)?;
-        Ok(node::IssueResponse { credential: Some(issue_response::Credential::X509(svid)) })
+        Ok(node::IssueResponse { credential: Some(credential) })
     }
+}
+
+/// `google.rpc.Status`, which carries details beside a gRPC status.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// A denial with a reason that agents act on.
+pub fn denied(reason: Reason) -> Status {
+    let value = types::PermissionDeniedDetails { reason: reason.into() }.encode_to_vec();
+    let any = prost_types::Any { type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(), value };
+    let code = tonic::Code::PermissionDenied;
+    let rpc = RpcStatus { code: code.into(), message: "denied".to_owned(), details: vec![any] };
+    Status::with_details(code, "denied", rpc.encode_to_vec().into())
 }
 
 fn codec<T: Message + Send + 'static, U: Message + Default + Send + 'static>() -> ProstCodec<T, U> {

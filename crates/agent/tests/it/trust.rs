@@ -1,18 +1,16 @@
 //! Whom the agent believes to be its server when the authorities have changed while it was away.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_agent::Running;
 use countersign_identity::Timestamp;
 use countersign_testkit::clock::VirtualClock;
-use countersign_testkit::domain::{agent_configuration, until};
-use countersign_testkit::scripted::{Authority, FOLLOW, Scripted, bundle_of};
+use countersign_testkit::domain::until;
+use countersign_testkit::scripted::{Authority, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
-use countersign_transport::random::Seeded;
 use tonic::Code;
 
+use crate::puppet::Puppet;
 use crate::support::{World, verify};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -72,58 +70,6 @@ async fn an_agent_that_was_off_while_the_authorities_changed_heals_from_its_bund
     verify(&healed.await.unwrap().svids[0], clock.now());
 }
 
-/// An agent of a server that says what the test wants.
-struct Puppet {
-    directory: tempfile::TempDir,
-    clock: VirtualClock,
-    server: Scripted,
-    agent: Option<Running>,
-}
-
-impl Puppet {
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn trust(&self, authorities: &[&Authority]) {
-        std::fs::write(self.file("bundle.pem"), bundle_of(authorities).unwrap().to_pem()).unwrap();
-    }
-
-    async fn start_agent(&mut self) {
-        let text = agent_configuration(self.directory.path(), self.server.port(), Some("token"), "");
-        let config = countersign_agent::Config::read(countersign_config::parse("agent.conf", &text).unwrap()).unwrap();
-        let clock = Arc::new(self.clock.clone());
-        self.agent = Some(countersign_agent::start(&config, clock, Arc::new(Seeded::new(1)), "test").await.unwrap());
-    }
-
-    /// Lets time pass until the agent follows once more than it has.
-    async fn is_followed(&self) {
-        let before = self.server.calls(FOLLOW);
-        let followed = until("the agent follows", || async {
-            self.clock.advance(Duration::from_secs(5));
-            (self.server.calls(FOLLOW) > before).then_some(())
-        });
-        followed.await.unwrap();
-    }
-
-    /// Lets time pass while the agent tries again and again, and sees that it never believes the server.
-    async fn is_shunned(&self) {
-        let (followed, knocked) = (self.server.calls(FOLLOW), self.server.knocks());
-        let tried = until("the agent tries again and again", || async {
-            self.clock.advance(Duration::from_secs(5));
-            (self.server.knocks() >= knocked + 5).then_some(())
-        });
-        tried.await.unwrap();
-        assert_eq!(self.server.calls(FOLLOW), followed);
-    }
-
-    /// Cuts the line, so that the agent looks at the server's certificate again.
-    fn cut(&self) {
-        self.server.kill();
-        self.server.revive();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file() {
     let clock = VirtualClock::at_present();
@@ -133,7 +79,7 @@ async fn an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file() {
     let (stolen, held, next) = (authority(30), authority(20), authority(10));
     let server = Scripted::start(Arc::clone(&stolen), Arc::new(clock.clone())).await.unwrap();
     server.publish(bundle_of(&[&held]).unwrap());
-    let mut world = Puppet { directory: tempfile::tempdir().unwrap(), clock, server, agent: None };
+    let mut world = Puppet::of(server, clock);
     world.trust(&[&stolen]);
     world.start_agent().await;
 

@@ -1,0 +1,156 @@
+//! A server that refuses, or dies, in the middle of something: the agent repeats what failed and drops nothing.
+
+use std::time::Duration;
+
+use countersign_testkit::domain::until;
+use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, TOKEN, denied};
+use countersign_testkit::workload::first;
+use countersign_transport::clock::Clock as _;
+use countersign_wire::types::permission_denied_details::Reason;
+use tonic::{Code, Status};
+
+use crate::puppet::Puppet;
+use crate::support::{OWN, next, verify};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn is_served(puppet: &Puppet) {
+    let workload = puppet.workload().await;
+    let served = until("a workload has its SVID", || async {
+        puppet.clock.advance(Duration::from_millis(500));
+        workload.x509_svid_within(Duration::from_millis(300)).await.ok()
+    });
+    verify(&served.await.unwrap().svids[0], puppet.clock.now());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_attested_is_not_attested_again_when_the_bundle_cannot_be_had() {
+    for extra in ["", "insecure_bootstrap = true"] {
+        let mut puppet = Puppet::new().await;
+        puppet.extra = extra;
+        puppet.server.decide(BUNDLE, Some(Fate::Refused(Status::internal("broken"))));
+        puppet.start_agent().await;
+        let svid = puppet.svid_on_disk();
+        // A restart does not ask for more either.
+        puppet.agent.take().unwrap().stop().await;
+        puppet.start_agent().await;
+        puppet.server.decide(BUNDLE, None);
+        is_served(&puppet).await;
+        assert_eq!((puppet.server.calls(ATTEST), puppet.svid_on_disk()), (1, svid), "{extra}");
+        puppet.agent.take().unwrap().stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_attested_is_not_attested_again_when_the_server_dies_right_after() {
+    for extra in ["", "insecure_bootstrap = true"] {
+        let mut puppet = Puppet::new().await;
+        puppet.extra = extra;
+        puppet.server.decide(BUNDLE, Some(Fate::Dies));
+        puppet.start_agent().await;
+        let svid = puppet.svid_on_disk();
+        puppet.server.decide(BUNDLE, None);
+        puppet.server.revive();
+        is_served(&puppet).await;
+        assert_eq!((puppet.server.calls(ATTEST), puppet.svid_on_disk()), (1, svid), "{extra}");
+        puppet.agent.take().unwrap().stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_asked_too_much_is_asked_less_and_what_is_held_is_served() {
+    let mut puppet = Puppet::new().await;
+    puppet.start_agent().await;
+    is_served(&puppet).await;
+    let workload = puppet.workload().await;
+    let mut open = workload.x509_svids().await.unwrap();
+    let held = next(&mut open).await;
+    let token = workload.jwt_svids(&["kept"], "").await.unwrap().remove(0).svid;
+    let svid = puppet.svid_on_disk();
+
+    for method in [ATTEST, RENEW, BUNDLE, FOLLOW, ISSUE] {
+        puppet.server.decide(method, Some(Fate::Refused(Status::resource_exhausted("slow down"))));
+    }
+    puppet.cut();
+    let before = [ISSUE, FOLLOW, RENEW].map(|m| puppet.server.calls(m));
+    // Half an hour, in which the agent's SVID and the workload's come to be renewed.
+    for step in 0..90 {
+        puppet.clock.advance(MINUTE / 3);
+        assert_eq!(workload.x509_svid().await.unwrap(), held, "step {step}");
+        if step < 6 {
+            assert_eq!(workload.jwt_svids(&["kept"], "").await.unwrap().remove(0).svid, token);
+        }
+        // Who wants something new hears that it cannot be had now, and costs the server nothing.
+        let refused = workload.jwt_svids(&["another"], "").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert!(first(workload.x509_bundles().await.unwrap()).await.unwrap().bundles.contains_key(OWN));
+    }
+    let asked = [ISSUE, FOLLOW, RENEW].map(|m| puppet.server.calls(m));
+    assert!(asked[0] > before[0] && asked[1] > before[1] + 3, "it tried: {before:?} {asked:?}");
+    assert!(asked[0] - before[0] < 30, "{before:?} {asked:?}");
+    assert!(asked[1] - before[1] < 120, "{before:?} {asked:?}");
+    assert_eq!((puppet.server.calls(ATTEST), puppet.svid_on_disk()), (1, svid), "nothing is dropped");
+
+    for method in [ATTEST, RENEW, BUNDLE, FOLLOW, ISSUE] {
+        puppet.server.decide(method, None);
+    }
+    let healed = until("tokens come again", || async {
+        puppet.clock.advance(Duration::from_millis(500));
+        workload.jwt_svids(&["another"], "").await.ok()
+    });
+    assert_eq!(healed.await.unwrap().remove(0).svid, TOKEN);
+    let ticking = async {
+        loop {
+            puppet.clock.advance(Duration::from_millis(100));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        renewed = next(&mut open) => assert_ne!(renewed, held, "renewed on the stream that was open all the time"),
+        () = ticking => unreachable!("it never ends"),
+    }
+    assert_eq!(puppet.server.calls(ATTEST), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_the_renewal_of_the_agents_svid_overtakes_is_repeated_and_its_caller_does_not_notice() {
+    let mut puppet = Puppet::new().await;
+    puppet.start_agent().await;
+    is_served(&puppet).await;
+    let workload = puppet.workload().await;
+    let before = puppet.server.calls(ISSUE);
+    puppet.server.decide(ISSUE, Some(Fate::Refused(denied(Reason::AgentNotActive))));
+    let audience = ["a"];
+    let mut call = std::pin::pin!(workload.jwt_svids(&audience, ""));
+    let refused = until("the old connection is refused", || async { (puppet.server.calls(ISSUE) > before).then_some(()) });
+    tokio::select! {
+        refused = refused => refused.unwrap(),
+        answer = &mut call => panic!("the caller noticed: {answer:?}"),
+    }
+    puppet.server.decide(ISSUE, None);
+    puppet.cut();
+    let connected = async {
+        loop {
+            puppet.clock.advance(Duration::from_millis(50));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        answer = call => assert_eq!(answer.unwrap().remove(0).svid, TOKEN),
+        () = connected => unreachable!("it never ends"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_says_about_itself_stays_with_the_operator() {
+    let mut puppet = Puppet::new().await;
+    puppet.start_agent().await;
+    is_served(&puppet).await;
+    let workload = puppet.workload().await;
+    for code in [Code::Unavailable, Code::Internal, Code::PermissionDenied, Code::NotFound, Code::Unknown, Code::ResourceExhausted] {
+        puppet.server.decide(ISSUE, Some(Fate::Refused(Status::new(code, "`/secret/place` is full"))));
+        let told = workload.jwt_svids(&["a"], "").await.unwrap_err();
+        assert_eq!(told.code(), Code::Unavailable);
+        assert!(told.message().starts_with("could not fetch JWT-SVID: ") && !told.message().contains("secret"), "{told:?}");
+    }
+}
