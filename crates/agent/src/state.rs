@@ -195,6 +195,9 @@ fn read_limited(path: &Path) -> Result<Option<Vec<u8>>, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -246,6 +249,78 @@ mod tests {
         for length in 0..bytes.len() {
             std::fs::write(&path, &bytes[..length]).expect("written");
             assert_eq!(files.follow("17"), None, "cut at {length}");
+        }
+    }
+
+    /// A place for files, used by one case after the other.
+    fn place() -> (tempfile::TempDir, Files) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = Files::new(directory.path()).expect("made");
+        (directory, files)
+    }
+
+    /// Something good with a few bytes changed, or cut off, or made longer.
+    fn damaged(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+        let changes = vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4);
+        (changes, any::<proptest::sample::Index>(), any::<bool>(), vec(any::<u8>(), 0..8)).prop_map(move |(changes, end, cut, more)| {
+            let mut bytes = good.clone();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if cut {
+                bytes.truncate(end.index(good.len()));
+            }
+            bytes.extend(more);
+            bytes
+        })
+    }
+
+    fn good_agent_data() -> Vec<u8> {
+        let data = AgentData { svid: vec![vec![1, 2, 3]], bundle: vec![vec![4], vec![5]], reattestable: true, ..AgentData::default() };
+        render_agent_data(&data).into_bytes()
+    }
+
+    /// As it stands on disk, but with a digest that fits whatever is behind it.
+    fn follow_file(body: &[u8]) -> Vec<u8> {
+        [MAGIC, &sha256(body), body].concat()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_bytes_in_agent_data_are_read_or_refused_with_the_name_of_the_file(
+            bytes in prop_oneof![vec(any::<u8>(), 0..200), damaged(good_agent_data()), "[\\[\\]{}:,\"a-z0-9 =]{0,60}".prop_map(String::into_bytes)]
+        ) {
+            let (directory, files) = place();
+            let path = directory.path().join("agent-data.json");
+            std::fs::write(&path, &bytes).expect("written");
+            if let Err(error) = files.agent_data() {
+                prop_assert!(error.to_string().contains("agent-data.json"), "{}", error);
+                prop_assert_eq!(std::fs::read(&path).expect("there"), bytes);
+            }
+        }
+
+        #[test]
+        fn any_bytes_in_the_follow_file_are_a_start_from_nothing(
+            bytes in prop_oneof![vec(any::<u8>(), 0..200), vec(any::<u8>(), 0..200).prop_map(|rest| [MAGIC, &rest].concat())]
+        ) {
+            let (directory, files) = place();
+            std::fs::write(directory.path().join("countersign-follow.state"), bytes).expect("written");
+            prop_assert_eq!(files.follow("17"), None);
+            files.follow_rebind("17", "18").expect("nothing to bind");
+            prop_assert_eq!(files.follow("18"), None);
+        }
+
+        #[test]
+        fn any_message_in_a_follow_file_with_a_good_digest_is_read_or_dropped(
+            body in prop_oneof![vec(any::<u8>(), 0..100), vec(any::<u8>(), 0..100).prop_map(|rest| [b"17\n", &rest[..]].concat())]
+        ) {
+            let (directory, files) = place();
+            std::fs::write(directory.path().join("countersign-follow.state"), follow_file(&body)).expect("written");
+            let read = files.follow("17");
+            prop_assert!(read.is_none() || body.starts_with(b"17"), "{:?}", read);
         }
     }
 }

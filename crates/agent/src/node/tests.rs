@@ -109,3 +109,19 @@ async fn a_renewed_svid_is_kept_even_where_what_is_followed_cannot_be() {
     node.keep(&second, Some(&first)).expect("kept");
     assert_eq!(place.found(), (second.serial_number, None));
 }
+
+proptest::proptest! {
+    #[test]
+    fn certificates_on_disk_that_are_none_are_a_new_start(
+        svid in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 1..60), 0..3),
+        bundle in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 1..60), 0..3),
+    ) {
+        let place = Place::new();
+        let node = place.node();
+        let mut data = node.files.agent_data().expect("none yet");
+        (data.svid, data.bundle) = (svid, bundle);
+        node.files.agent_data_put(&data).expect("kept");
+        assert!(node.load().expect("no error").is_none());
+        assert!(node.bundles().load().get("example.org").is_none());
+    }
+}
