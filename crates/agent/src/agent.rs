@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::jwt::Jwts;
 use crate::metrics::{Metrics, Reading};
 use crate::node::{Node, NodeError, NodeSvid};
-use crate::rotate::Rotator;
+use crate::rotate::{Issuer, Rotator};
 use crate::state::{Files, StateError};
 use crate::sync::{Stop, Sync};
 
@@ -171,7 +171,8 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         let api = api.clone();
         observe::serve_metrics(listener, Arc::new(move || api.metrics.render(&reading(&api))));
     }
-    tasks.spawn(Arc::clone(&rotator).run(Arc::clone(&sync)));
+    let issuer: Arc<dyn Issuer> = Arc::clone(&sync) as Arc<dyn Issuer>;
+    tasks.spawn(Arc::clone(&rotator).run(issuer));
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)

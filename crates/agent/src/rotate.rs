@@ -12,14 +12,15 @@ use countersign_identity::key::KeyType;
 use countersign_identity::rotation::next_renewal;
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_plugins::Pending;
 use countersign_plugins::keys::KeyPair;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
 use tokio::sync::{Notify, Semaphore};
+use tonic::Status;
 
 use crate::cache::{Cache, Identity, Svid};
 use crate::metrics::Metrics;
-use crate::sync::Sync;
 
 /// Requests under way at once.
 const REQUESTS_MAX: usize = 32;
@@ -28,6 +29,18 @@ const PREFETCH_SPREAD: Duration = Duration::from_secs(3);
 /// First wait after a failure; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Whoever gets X509-SVIDs from the server.
+pub(crate) trait Issuer: Send + Sync {
+    /// Asks for an X509-SVID for this key; returns the chain, leaf first.
+    fn issue_x509<'a>(
+        &'a self,
+        entry: &'a Entry,
+        csr: Vec<u8>,
+        held: Option<Timestamp>,
+        facts: &'a [Selector],
+    ) -> Pending<'a, Result<Vec<Vec<u8>>, Status>>;
+}
 
 #[derive(Debug, Default)]
 struct Plan {
@@ -125,14 +138,14 @@ impl Rotator {
     }
 
     /// Works for as long as the process lives.
-    pub(crate) async fn run(self: Arc<Self>, sync: Arc<Sync>) {
+    pub(crate) async fn run(self: Arc<Self>, issuer: Arc<dyn Issuer>) {
         let places = Arc::new(Semaphore::new(REQUESTS_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let (id, facts) = self.next().await;
-            let (rotator, sync) = (Arc::clone(&self), Arc::clone(&sync));
+            let (rotator, issuer) = (Arc::clone(&self), Arc::clone(&issuer));
             tokio::spawn(async move {
-                rotator.fetch(&sync, &id, &facts).await;
+                rotator.fetch(issuer.as_ref(), &id, &facts).await;
                 drop(place);
             });
         }
@@ -171,7 +184,7 @@ impl Rotator {
         }
     }
 
-    async fn fetch(&self, sync: &Sync, id: &Arc<str>, facts: &Arc<[Selector]>) {
+    async fn fetch(&self, issuer: &dyn Issuer, id: &Arc<str>, facts: &Arc<[Selector]>) {
         let Some(identity) = self.cache.identity(id) else {
             self.lock().due.remove(id);
             return;
@@ -189,7 +202,7 @@ impl Rotator {
         let entry = &identity.entry;
         let verb = if identity.svid.is_some() { "Renewing X509-SVID" } else { "Creating X509-SVID" };
         tracing::info!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "{verb}");
-        match self.fetch_svid(sync, &identity, facts).await {
+        match self.fetch_svid(issuer, &identity, facts).await {
             Ok(svid) => {
                 self.metrics.issued("x509");
                 let at = svid.renew_at;
@@ -217,7 +230,7 @@ impl Rotator {
         self.wake.notify_one();
     }
 
-    async fn fetch_svid(&self, sync: &Sync, identity: &Identity, facts: &[Selector]) -> Result<Arc<Svid>, String> {
+    async fn fetch_svid(&self, issuer: &dyn Issuer, identity: &Identity, facts: &[Selector]) -> Result<Arc<Svid>, String> {
         tracing::trace!(hop = "makes a key and a request");
         let entry = &identity.entry;
         let kind = self.key_type;
@@ -230,7 +243,7 @@ impl Rotator {
         let pair = pair.map_err(|e| e.to_string())?;
         let csr = pair.request(Some(&entry.spiffe_id), &[]).map_err(|e| e.to_string())?;
         let held = identity.svid.as_ref().map(|s| s.expires_at);
-        let chain = sync.issue_x509(entry, csr, held, facts).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?;
+        let chain = issuer.issue_x509(entry, csr, held, facts).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?;
         tracing::trace!(hop = "checks the answer");
         let leaf = chain.first().ok_or("the server's answer is empty")?;
         let leaf = Certificate::parse(leaf).map_err(|e| e.to_string())?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_plugins::Pending;
 use countersign_transport::clock::{SharedClock, sleep};
 use countersign_transport::random::SharedRandom;
 use countersign_wire::node::node_client::NodeClient;
@@ -21,7 +22,7 @@ use tonic::{Code, Status};
 
 use crate::cache::{Cache, Update};
 use crate::node::{Node, NodeError, NodeSvid};
-use crate::rotate::Rotator;
+use crate::rotate::{Issuer, Rotator};
 use crate::state::Files;
 
 /// First wait after a lost connection; it doubles up to [`RETRY_MAX`], with jitter.
@@ -409,21 +410,6 @@ impl Sync {
         }
     }
 
-    /// Asks for an X509-SVID for this key.
-    pub(crate) async fn issue_x509(
-        &self,
-        entry: &Entry,
-        csr: Vec<u8>,
-        held: Option<Timestamp>,
-        facts: &[Selector],
-    ) -> Result<Vec<Vec<u8>>, Status> {
-        let credential = issue_request::Credential::X509Csr(csr);
-        match self.issue(entry, credential, held, facts).await? {
-            Some(wire::issue_response::Credential::X509(svid)) => Ok(svid.cert_chain),
-            _ => Err(Status::internal("the server's answer is not an X509-SVID")),
-        }
-    }
-
     /// Asks for a JWT-SVID for these audiences; returns the token and its end.
     pub(crate) async fn issue_jwt(
         &self,
@@ -507,6 +493,23 @@ impl Sync {
             }
             Some(_) => {}
         }
+    }
+}
+
+impl Issuer for Sync {
+    fn issue_x509<'a>(
+        &'a self,
+        entry: &'a Entry,
+        csr: Vec<u8>,
+        held: Option<Timestamp>,
+        facts: &'a [Selector],
+    ) -> Pending<'a, Result<Vec<Vec<u8>>, Status>> {
+        Box::pin(async move {
+            match self.issue(entry, issue_request::Credential::X509Csr(csr), held, facts).await? {
+                Some(wire::issue_response::Credential::X509(svid)) => Ok(svid.cert_chain),
+                _ => Err(Status::internal("the server's answer is not an X509-SVID")),
+            }
+        })
     }
 }
 
