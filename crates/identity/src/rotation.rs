@@ -13,6 +13,10 @@ pub const PREPARE_LEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An authority's successor is activated at most this long before its end.
 pub const ACTIVATE_LEAD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How long a new authority is known to the fleet before it signs, if the one before lives long enough: many times what
+/// agents (seconds) and trust domains that federate (minutes) take to fetch a bundle.
+pub const PUBLICATION_MIN: Duration = Duration::from_secs(3600);
+
 /// When to renew a credential: before half of its life is over, spread over the tenth before that point.
 /// `spread` is drawn once for each credential, from 0 to 1.
 pub fn renew_at(not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
@@ -37,6 +41,13 @@ pub fn prepare_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
 /// When the prepared successor becomes active: a sixth of the life, at most 7 days, before the end.
 pub fn activate_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
     not_after.before((not_after.since(not_before) / 6).min(ACTIVATE_LEAD_MAX))
+}
+
+/// How long an authority must have been published before it takes over from one that has this much life left, given how
+/// long it has been already. At most a third of what was left when it was published: whoever is slow to learn of it
+/// fails, but so does everybody, for a moment, whose credential ends with the old authority.
+pub fn publication_needed(published_for: Duration, left: Duration) -> Duration {
+    (left.saturating_add(published_for) / 3).min(PUBLICATION_MIN)
 }
 
 /// The longest lifetime an SVID can always have without outliving its authority.

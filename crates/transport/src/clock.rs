@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use countersign_identity::Timestamp;
 
@@ -18,6 +18,12 @@ pub trait Clock: Send + Sync {
 
     /// Returns once it is this late.
     fn sleep_until(&self, at: Timestamp) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Time that has passed since a fixed moment; whoever sets the clock does not change it.
+    fn steady(&self) -> Duration;
+
+    /// Returns once this much time has passed by [`Clock::steady`], whatever becomes of the time of day.
+    fn sleep_for(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 /// A clock that is handed around.
@@ -26,6 +32,9 @@ pub type SharedClock = Arc<dyn Clock>;
 /// The machine's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
+
+/// Where [`SystemClock::steady`] counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -43,6 +52,14 @@ impl Clock for SystemClock {
                 tokio::time::sleep(left.min(LOOK_AGAIN)).await;
             }
         })
+    }
+
+    fn steady(&self) -> Duration {
+        START.elapsed()
+    }
+
+    fn sleep_for(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(how_long))
     }
 }
 

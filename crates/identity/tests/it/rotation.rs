@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
-use countersign_identity::rotation::{activate_at, guaranteed_lifetime, prepare_at, renew_at};
+use countersign_identity::rotation::{activate_at, guaranteed_lifetime, prepare_at, publication_needed, renew_at};
 
 use crate::support::{HOUR, NOW};
 
@@ -64,6 +64,19 @@ fn an_svid_of_the_guaranteed_lifetime_never_outlives_its_authority() {
         let end = NOW.after(life);
         assert!(activate_at(NOW, end).after(guaranteed_lifetime(life)) <= end);
     }
+}
+
+#[test]
+fn publication_never_delays_a_rotation_that_runs_on_time_and_leaves_two_thirds_of_what_was_left() {
+    for life in [Duration::from_secs(60), HOUR, DAY, 42 * DAY, 365 * DAY] {
+        let end = NOW.after(life);
+        let published_for = activate_at(NOW, end).since(prepare_at(NOW, end));
+        assert!(published_for >= publication_needed(published_for, end.since(activate_at(NOW, end))), "{life:?}");
+    }
+    assert_eq!(publication_needed(Duration::ZERO, 4 * HOUR), HOUR);
+    assert_eq!(publication_needed(Duration::ZERO, HOUR), HOUR / 3);
+    assert_eq!(publication_needed(HOUR / 3, HOUR * 2 / 3), HOUR / 3);
+    assert_eq!(publication_needed(Duration::MAX, Duration::MAX), HOUR);
 }
 
 #[test]

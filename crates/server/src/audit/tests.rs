@@ -58,6 +58,14 @@ impl Clock for TestClock {
     fn sleep_until(&self, _: Timestamp) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(std::future::pending())
     }
+
+    fn steady(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep_for(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
 }
 
 fn settings(directory: &Path) -> Settings {

@@ -5,7 +5,8 @@
 
 mod rotation;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,6 +20,9 @@ use countersign_transport::clock::SharedClock;
 
 use crate::audit::{Journal, JournalError, Recorded};
 use crate::policy::Allowed;
+
+/// Beginnings of the names of authority keys, SPIRE's: X.509, then JWT. A letter for the slot follows.
+pub(crate) const KEY_PREFIXES: [&str; 2] = ["x509-CA", "JWT-Signer"];
 
 /// What decides how authorities look and live.
 #[derive(Debug, Clone)]
@@ -116,6 +120,8 @@ pub struct Authorities {
     journal: Journal,
     clock: SharedClock,
     active: ArcSwap<Active>,
+    /// Of prepared authorities only.
+    published: Mutex<HashMap<Arc<str>, rotation::Published>>,
 }
 
 impl std::fmt::Debug for Authorities {
@@ -127,7 +133,7 @@ impl std::fmt::Debug for Authorities {
 impl Authorities {
     /// Not yet able to sign; [`Authorities::rotate`] makes it so.
     pub fn new(settings: Settings, keys: Arc<dyn KeyManager>, store: Store, journal: Journal, clock: SharedClock) -> Self {
-        Self { settings, keys, store, journal, clock, active: ArcSwap::default() }
+        Self { settings, keys, store, journal, clock, active: ArcSwap::default(), published: Mutex::default() }
     }
 
     /// The X509-SVIDs these permissions allow, for these keys. All are recorded in one group before any is signed;

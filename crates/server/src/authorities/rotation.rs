@@ -1,15 +1,20 @@
 //! Rotation by the clock: prepare at half of an authority's life, activate at five sixths, forget what has long ended.
 //!
+//! A prepared authority signs only once it has been published for a while ([`publication_needed`]), however late the
+//! clock says it is: after a step forward or a long pause nobody would know it yet. The while is counted by steady time,
+//! so a step does not shorten it; what passed before this process started is taken from the time of day. Without an
+//! active authority nothing is waited for.
+//!
 //! Each step is one transaction: the authority's state and the bundle change together. The key comes first, so that a
 //! crash between leaves a key nobody knows of, never an authority without a key.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::bundle::JwtAuthority;
 use countersign_identity::issue::{Credential, Linted};
 use countersign_identity::key::PublicKey;
-use countersign_identity::rotation::{activate_at, prepare_at};
+use countersign_identity::rotation::{activate_at, prepare_at, publication_needed};
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, Timestamp};
 use countersign_plugins::keys::random;
@@ -29,6 +34,15 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Alphabet and length of `kid`, as SPIRE's.
 const KEY_ID_CHARACTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 const KEY_ID_LENGTH: usize = 32;
+
+/// How long a prepared authority has been known to the fleet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published {
+    /// Before this process looked.
+    before: Duration,
+    /// When it first looked, in steady time.
+    since: Duration,
+}
 
 impl Authorities {
     /// Brings both families to where they should be now, and says when to come again.
@@ -60,7 +74,12 @@ impl Authorities {
                     at
                 }
             };
-            self.clock.sleep_until(at).await;
+            // By both clocks: one that is set back must not put the next look off.
+            let wait = at.since(self.clock.now());
+            tokio::select! {
+                () = self.clock.sleep_until(at) => {}
+                () = self.clock.sleep_for(wait) => {}
+            }
         }
     }
 
@@ -75,7 +94,7 @@ impl Authorities {
             prepared = self.mine(family, AuthorityState::Prepared);
         }
         if let Some(next) = &prepared
-            && active.as_ref().is_none_or(|a| now >= activate_at(a.issued_at, a.expires_at))
+            && self.activation_due(active.as_deref(), next, now)
         {
             self.activate(next).await?;
             active = self.mine(family, AuthorityState::Active);
@@ -83,11 +102,26 @@ impl Authorities {
         }
         self.reload();
         let Some(active) = active else { return Err(IssueError::NoAuthority("usable")) };
-        Ok(if prepared.is_some() {
-            activate_at(active.issued_at, active.expires_at)
-        } else {
-            prepare_at(active.issued_at, active.expires_at)
+        Ok(match prepared {
+            Some(next) => activate_at(active.issued_at, active.expires_at).max(now.after(self.publication_left(&active, &next, now))),
+            None => prepare_at(active.issued_at, active.expires_at),
         })
+    }
+
+    fn activation_due(&self, active: Option<&AuthorityRecord>, next: &AuthorityRecord, now: Timestamp) -> bool {
+        active.is_none_or(|active| {
+            now >= activate_at(active.issued_at, active.expires_at) && self.publication_left(active, next, now).is_zero()
+        })
+    }
+
+    /// How much longer a prepared authority has to be published before it may sign.
+    fn publication_left(&self, active: &AuthorityRecord, next: &AuthorityRecord, now: Timestamp) -> Duration {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let steady = self.clock.steady();
+        // Prepared before this process started, when only the time of day was there to count by.
+        let at = published.entry(Arc::clone(&next.id)).or_insert_with(|| Published { before: now.since(next.issued_at), since: steady });
+        let published_for = at.before.saturating_add(steady.saturating_sub(at.since));
+        publication_needed(published_for, active.expires_at.since(now)).saturating_sub(published_for)
     }
 
     fn mine(&self, family: AuthorityFamily, state: AuthorityState) -> Option<Arc<AuthorityRecord>> {
@@ -110,19 +144,28 @@ impl Authorities {
             });
             a.expires_at > now && published && (has_key || a.state == AuthorityState::Old)
         };
-        let gone: Vec<Arc<str>> = snapshot
+        let gone: Vec<Arc<AuthorityRecord>> = snapshot
             .authorities()
             .filter(|a| a.server_id == self.settings.server_id && a.family == family && !usable(a))
-            .map(|a| Arc::clone(&a.id))
+            .map(Arc::clone)
             .collect();
         if gone.is_empty() {
             return Ok(());
         }
+        for authority in &gone {
+            if authority.expires_at > now {
+                tracing::warn!(
+                    local_authority_id = %authority.id, expiration = %authority.expires_at,
+                    "Authority has lost its key or is not in the bundle, it is used no longer; what it signed stays good until it ends"
+                );
+            } else {
+                tracing::info!(local_authority_id = %authority.id, "Authority has ended, it is used no longer");
+            }
+        }
         self.store
             .write(Actor::server(), move |draft| {
-                for id in &gone {
-                    tracing::info!(local_authority_id = %id, "Authority has ended or lost its key, it is used no longer");
-                    draft.change(Change::AuthorityDelete(Arc::clone(id)));
+                for authority in &gone {
+                    draft.change(Change::AuthorityDelete(Arc::clone(&authority.id)));
                 }
                 Ok(())
             })
@@ -132,9 +175,10 @@ impl Authorities {
 
     /// Makes the next authority and publishes it in the bundle.
     async fn prepare(&self, family: AuthorityFamily, active: Option<&AuthorityRecord>) -> Result<(), IssueError> {
+        let [x509, jwt] = super::KEY_PREFIXES;
         let (prefix, kind) = match family {
-            AuthorityFamily::X509 => ("x509-CA", self.settings.ca_key_type),
-            AuthorityFamily::Jwt => ("JWT-Signer", self.settings.jwt_key_type),
+            AuthorityFamily::X509 => (x509, self.settings.ca_key_type),
+            AuthorityFamily::Jwt => (jwt, self.settings.jwt_key_type),
         };
         let slot_a = format!("{prefix}-A");
         let key_id = if active.is_some_and(|a| a.key_id == slot_a) { format!("{prefix}-B") } else { slot_a };
@@ -146,6 +190,7 @@ impl Authorities {
         let record = Arc::new(record);
         let stored = Arc::clone(&record);
         let (trust_domain, server_id) = (self.settings.trust_domain.clone(), Arc::clone(&self.settings.server_id));
+        let published = Published { before: Duration::ZERO, since: self.clock.steady() };
         self.store
             .write(Actor::server(), move |draft| {
                 // The key that stood in this slot is overwritten, so whatever was old is gone.
@@ -166,6 +211,7 @@ impl Authorities {
                 Ok(())
             })
             .await?;
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(&record.id), published);
         log(family, &record, "prepared");
         Ok(())
     }
@@ -227,6 +273,7 @@ impl Authorities {
                 Ok(())
             })
             .await?;
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(&next.id);
         self.reload();
         log(next.family, &next, "activated");
         Ok(())

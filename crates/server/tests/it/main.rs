@@ -11,6 +11,7 @@
 )]
 
 mod attestation;
+mod authorities;
 mod clock_steps;
 mod configuration;
 mod entries;
