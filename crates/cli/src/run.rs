@@ -20,9 +20,18 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug, Subcommand)]
 pub(crate) enum Server {
     /// Run a server until it is told to stop (SIGINT, SIGTERM)
-    Run(Configured<ServerDefault>),
+    Run(RunServer),
     /// Check a configuration: everything that `run` would check before it starts
     Validate(Configured<ServerDefault>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunServer {
+    #[command(flatten)]
+    configured: Configured<ServerDefault>,
+    /// Make a new trust root in the place of this X.509 authority, whose key is gone for good; every agent has to attest again
+    #[arg(long, value_name = "ID")]
+    replace_lost_authority: Vec<String>,
 }
 
 /// The configuration file, with the default of the role.
@@ -62,7 +71,11 @@ impl Configured<AgentDefault> {
 impl Server {
     pub(crate) async fn run(self) -> Outcome {
         match self {
-            Self::Run(configured) => run_server(&configured.load()?).await,
+            Self::Run(command) => {
+                let mut config = command.configured.load()?;
+                config.replace_lost_authorities = command.replace_lost_authority;
+                run_server(&config).await
+            }
             Self::Validate(configured) => {
                 configured.load()?;
                 output::line("Countersign server configuration file is valid.");
@@ -82,8 +95,9 @@ async fn run_server(config: &countersign_server::Config) -> Outcome {
     let stopped = stop_signal()?;
     end_with_parent();
     let mut running = countersign_server::start(config, Arc::new(SystemClock), levels).await.map_err(|e| {
-        tracing::error!(error = %e, "Fatal run error");
-        Failure::new(e.to_string())
+        let hint = e.hint();
+        tracing::error!(error = %e, hint, "Fatal run error");
+        Failure::new(hint.map_or_else(|| e.to_string(), |hint| format!("{e}\nhint: {hint}")))
     })?;
     tokio::select! {
         () = stopped => {

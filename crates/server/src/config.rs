@@ -60,6 +60,9 @@ pub struct Config {
     pub health_checks: Option<HealthChecks>,
     /// Listener for metrics, if wanted.
     pub prometheus: Option<Prometheus>,
+    /// X.509 authorities whose lost keys the operator has given up, so that new ones may take their place. Never in the
+    /// file: it is said once, when it happens.
+    pub replace_lost_authorities: Vec<String>,
     /// Things to tell the operator that do not stop the start.
     pub warnings: Vec<String>,
     pub(crate) admin_ids: Vec<SpiffeId>,
@@ -165,6 +168,7 @@ impl Config {
             socket_path,
             data_dir,
             store_path,
+            replace_lost_authorities: Vec::new(),
             store_file_layer: None,
             warnings,
             agent_ttl,

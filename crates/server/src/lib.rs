@@ -9,6 +9,7 @@ pub mod audit;
 pub mod authorities;
 mod config;
 mod follow;
+mod inventory;
 mod jobs;
 mod metrics;
 mod own;
@@ -17,4 +18,5 @@ mod ratelimit;
 mod server;
 
 pub use config::Config;
+pub use inventory::Mismatch;
 pub use server::{Running, ServerError, lock_data_dir, start};

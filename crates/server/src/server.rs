@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use countersign_identity::Timestamp;
 use countersign_store::{Options, Store, StoreError};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::{
@@ -25,10 +26,11 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::api::{self, Api, Context, LogLevels};
-use crate::audit::{Journal, JournalError};
+use crate::audit::{self, Journal, JournalError};
 use crate::authorities::{Authorities, IssueError, Settings};
 use crate::config::Config;
 use crate::follow::Hub;
+use crate::inventory::{self, Found, Mismatch};
 use crate::jobs;
 use crate::metrics::{Metrics, Reading};
 use crate::own::OwnIdentity;
@@ -59,6 +61,9 @@ pub enum ServerError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Store, keys and name do not belong together.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -82,6 +87,16 @@ pub enum ServerError {
     /// TLS.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+}
+
+impl ServerError {
+    /// What to do about it, where the sentence does not say so already.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Mismatch(mismatch) => mismatch.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// A running server.
@@ -134,8 +149,8 @@ impl Running {
 /// Says what stopped the start and what to do about it.
 pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogLevels>) -> Result<Running, ServerError> {
     let lock = (lock_data_dir(&config.data_dir)?, lock_store(&config.store_path)?);
-    let server_id = server_id(&config.data_dir)?;
     let store = open_store(config, &clock)?;
+    let server_id = server_id(config, &store, clock.now()).await?;
     let journal = Journal::open(config.journal.clone(), Arc::clone(&server_id), Arc::clone(&clock))?;
     let settings = Settings {
         trust_domain: config.trust_domain.clone(),
@@ -348,23 +363,47 @@ pub fn lock_data_dir(data_dir: &Path) -> Result<std::fs::File, ServerError> {
     }
 }
 
-/// The server's name in the log and the journal, made once.
-fn server_id(data_dir: &Path) -> Result<Arc<str>, ServerError> {
-    let path = data_dir.join("server.id");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => Ok(text.trim().into()),
-        Ok(_) => make_server_id(path),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => make_server_id(path),
-        Err(source) => Err(ServerError::File { path, source }),
+/// The server's name in the log and the journal, made once; taken from the store if it got lost. Compares on the way what
+/// the server finds at its start.
+async fn server_id(config: &Config, store: &Store, now: Timestamp) -> Result<Arc<str>, ServerError> {
+    let path = config.data_dir.join("server.id");
+    let failed = |source| ServerError::File { path: path.clone(), source };
+    let named = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text.trim().to_owned()).filter(|t| !t.is_empty()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(failed(source)),
+    };
+    let keys = config.key_manager.public_keys().await.map_err(Mismatch::Keys)?;
+    let snapshot = store.snapshot();
+    let judged = inventory::judge(&Found {
+        server_id: named.as_deref(),
+        snapshot: &snapshot,
+        trust_domain: &config.trust_domain,
+        store_path: &config.store_path,
+        keys: &keys,
+        keys_persist: config.key_manager.is_persistent(),
+        // Asked of a store without authorities only: the question may read a whole segment.
+        has_issued: snapshot.authorities().next().is_none() && has_issued(config)?,
+        given_up: &config.replace_lost_authorities,
+        now,
+    })?;
+    for warning in &judged.warnings {
+        tracing::warn!("{warning}");
     }
+    let id = judged.server_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string().into());
+    if named.as_deref() != Some(&*id) {
+        countersign_transport::files::replace(&path, format!("{id}\n").as_bytes(), 0o644).map_err(failed)?;
+    }
+    Ok(id)
 }
 
-fn make_server_id(path: PathBuf) -> Result<Arc<str>, ServerError> {
-    let id = uuid::Uuid::new_v4().to_string();
-    let written = std::fs::write(&path, format!("{id}\n")).and_then(|()| std::fs::File::open(&path)?.sync_all());
-    match written {
-        Ok(()) => Ok(id.into()),
-        Err(source) => Err(ServerError::File { path, source }),
+/// Whether the journal knows a certificate of a server: it is made once an authority is durable, never before.
+fn has_issued(config: &Config) -> Result<bool, ServerError> {
+    let query = audit::Query { spiffe_id: Some(config.trust_domain.server_id().to_string()), limit: 1, ..audit::Query::default() };
+    match audit::search(&config.journal.directory, &query) {
+        Ok(records) => Ok(!records.is_empty()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ServerError::File { path: config.journal.directory.clone(), source }),
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod attestation;
 mod authorities;
+mod belongings;
 mod clock_steps;
 mod configuration;
 mod entries;

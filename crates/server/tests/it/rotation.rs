@@ -178,7 +178,7 @@ async fn counts(domain: &Domain, node: &world::NodeIdentity) -> bool {
 }
 
 #[tokio::test]
-async fn a_lost_prepared_key_is_made_again_and_a_lost_active_key_is_replaced_at_once() {
+async fn a_lost_prepared_key_is_made_again() {
     let (mut domain, clock) = world::virtual_domain("").await;
     let keys = domain.directory().join("server/keys.json");
     let first = probe(&domain).await.unwrap();
@@ -194,12 +194,6 @@ async fn a_lost_prepared_key_is_made_again_and_a_lost_active_key_is_replaced_at_
     clock.advance(HOUR * 7);
     let next = until("the one with a key is activated", async || probe(&domain).await.ok().filter(|p| p.anchor != first.anchor));
     assert_eq!(next.await.unwrap().anchor, again.x509_authorities()[2].certificate);
-
-    domain.stop_server().await;
-    std::fs::remove_file(&keys).unwrap();
-    domain.start_server().await.unwrap();
-    let replaced = probe(&domain).await.unwrap();
-    assert!(!again.x509_authorities().iter().any(|a| a.certificate == replaced.anchor));
 }
 
 #[tokio::test]

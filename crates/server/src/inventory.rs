@@ -1,0 +1,172 @@
+//! Whether what a server finds at its start belongs together: its name in `server.id`, the authorities in the store, the
+//! keys in the key manager, and the journal.
+//!
+//! A new trust root locks out every agent that does not know it yet, so none is made in the place of one whose key is
+//! missing until an operator says so, and no key is overwritten that a store elsewhere may still need. Nothing here
+//! removes anything.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use countersign_identity::key::PublicKey;
+use countersign_identity::x509::Certificate;
+use countersign_identity::{Timestamp, TrustDomain};
+use countersign_plugins::keys::KeyManagerError;
+use countersign_store::{AuthorityFamily, AuthorityRecord, AuthorityState, Snapshot};
+
+use crate::authorities::KEY_PREFIXES;
+
+/// What was found, and cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum Mismatch {
+    /// The store's authorities need keys that are not there.
+    #[error(
+        "the key of X.509 authority `{id}`, in force until {until}, is not in the key manager; without it agents cannot verify this server any more"
+    )]
+    KeysLost {
+        /// The authority.
+        id: String,
+        /// Its end.
+        until: Timestamp,
+    },
+    /// Keys and journal are there, the store is empty.
+    #[error("the store `{0}` is empty, but this server has issued before and still has its authority keys")]
+    StoreLost(String),
+    /// The key manager does not answer.
+    #[error("cannot look at the authority keys: {0}")]
+    Keys(#[from] KeyManagerError),
+}
+
+impl Mismatch {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::KeysLost { id, .. } => Some(format!(
+                "put back the key file that belongs to this store, or the store that belongs to these keys; nothing was changed. If the \
+                 key is gone for good, start once with `--replace-lost-authority {id}`: a new trust root is made, the old one stays in the \
+                 bundle until it ends, and every agent needs the new bundle and a new attestation"
+            )),
+            Self::StoreLost(_) => Some(
+                "look at connection_string, or put back a backup with `countersign store restore`; nothing was changed. To begin a new \
+                 trust root, move the key file away: every agent needs the new bundle and a new attestation then"
+                    .to_owned(),
+            ),
+            Self::Keys(_) => None,
+        }
+    }
+}
+
+/// What there is at a start.
+pub(crate) struct Found<'a> {
+    /// What `server.id` says, if it is there.
+    pub(crate) server_id: Option<&'a str>,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) trust_domain: &'a TrustDomain,
+    pub(crate) store_path: &'a Path,
+    /// The public halves of the keys, by name.
+    pub(crate) keys: &'a [(String, PublicKey)],
+    /// Whether keys outlive the process.
+    pub(crate) keys_persist: bool,
+    /// Whether the journal knows a server certificate: then an authority was once durable. Looked at only where the store
+    /// has no authority.
+    pub(crate) has_issued: bool,
+    /// Authorities whose keys the operator says are gone for good.
+    pub(crate) given_up: &'a [String],
+    pub(crate) now: Timestamp,
+}
+
+/// What is gone on with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// The name to go on under; none if a new one is to be made.
+    pub(crate) server_id: Option<Arc<str>>,
+    /// What the operator should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Decides what to make of what was found.
+///
+/// # Errors
+/// Going on would replace a trust root or overwrite a key that may still be needed.
+pub(crate) fn judge(found: &Found<'_>) -> Result<Judged, Mismatch> {
+    let mut warnings = Vec::new();
+    let live: Vec<&Arc<AuthorityRecord>> = found.snapshot.authorities().filter(|a| is_live(found, a)).collect();
+    let signs = |a: &AuthorityRecord| has_key(found, a);
+    // The one of the name in the file before any other, and the one that signs before the one that will.
+    let rank = |a: &&Arc<AuthorityRecord>| (Some(&*a.server_id) != found.server_id, a.state != AuthorityState::Active);
+    let usable = live.iter().filter(|a| signs(a)).copied().min_by_key(rank);
+    let Some(usable) = usable else {
+        let lost = live.iter().copied().min_by_key(rank);
+        if let Some(lost) = lost.filter(|a| found.keys_persist && !found.given_up.iter().any(|id| **id == *a.id)) {
+            return Err(Mismatch::KeysLost { id: lost.id.to_string(), until: lost.expires_at });
+        }
+        let is_new = found.snapshot.authorities().next().is_none() && found.snapshot.bundle(found.trust_domain.name()).is_none();
+        if is_new && found.keys_persist && found.has_issued && found.keys.iter().any(|(id, _)| is_authority_key(id)) {
+            return Err(Mismatch::StoreLost(found.store_path.display().to_string()));
+        }
+        if let Some(lost) = lost {
+            warnings.push(format!(
+                "The key of X.509 authority `{}` is gone and a new trust root is made; the old one stays in the bundle until {}, and \
+                 agents need the new bundle and a new attestation",
+                lost.id, lost.expires_at
+            ));
+        } else if is_new && found.has_issued {
+            warnings.push(
+                "This server has issued before, but its store is empty and its keys are gone: a new trust root is made, and agents need the \
+                 new bundle and a new attestation"
+                    .to_owned(),
+            );
+        }
+        return Ok(Judged { server_id: found.server_id.map(Arc::from), warnings });
+    };
+    match found.server_id {
+        Some(name) if name == &*usable.server_id => {}
+        Some(name) => warnings.push(format!(
+            "`server.id` says `{name}`, but the store's authorities whose keys are here belong to `{}`; going on under that name, and \
+             `server.id` says so from now on",
+            usable.server_id
+        )),
+        None => warnings.push(format!(
+            "`server.id` is missing; the store's authorities whose keys are here belong to `{}`, and going on under that name it is \
+             written again",
+            usable.server_id
+        )),
+    }
+    for (id, _) in found.keys.iter().filter(|(id, key)| is_authority_key(id) && !is_known(found, id, key)) {
+        warnings.push(format!(
+            "The key manager has an authority key `{id}` that the store does not know. After a crash that is a key that was never \
+             used; if an older backup of the store was put back, agents whose SVIDs it signed have to attest again"
+        ));
+    }
+    Ok(Judged { server_id: Some(Arc::clone(&usable.server_id)), warnings })
+}
+
+/// Whether agents in the field verify this server by it, or soon will.
+fn is_live(found: &Found<'_>, authority: &AuthorityRecord) -> bool {
+    let published = || {
+        let bundle = found.snapshot.bundle(found.trust_domain.name());
+        bundle.is_some_and(|b| b.x509_authorities().iter().any(|x| x.certificate.der() == authority.public))
+    };
+    authority.family == AuthorityFamily::X509 && authority.state != AuthorityState::Old && authority.expires_at > found.now && published()
+}
+
+fn has_key(found: &Found<'_>, authority: &AuthorityRecord) -> bool {
+    found.keys.iter().any(|(id, key)| is_of(authority, id, key))
+}
+
+/// Whether this is the key of that authority.
+fn is_of(authority: &AuthorityRecord, id: &str, key: &PublicKey) -> bool {
+    let public = match authority.family {
+        AuthorityFamily::X509 => Certificate::parse(&authority.public).ok().map(|c| c.public_key),
+        AuthorityFamily::Jwt => PublicKey::from_spki(&authority.public).ok(),
+    };
+    authority.key_id == id && public.as_ref() == Some(key)
+}
+
+fn is_known(found: &Found<'_>, id: &str, key: &PublicKey) -> bool {
+    found.snapshot.authorities().any(|a| is_of(a, id, key))
+}
+
+fn is_authority_key(id: &str) -> bool {
+    KEY_PREFIXES.iter().any(|prefix| id.starts_with(prefix))
+}
