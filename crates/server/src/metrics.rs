@@ -21,6 +21,11 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabel {
     method: &'static str,
     status: &'static str,
@@ -33,6 +38,7 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     issued: Family<KindLabel, Counter>,
     expires_in: Family<KindLabel, Gauge<i64>>,
+    healthy: Family<PartLabel, Gauge<i64>>,
     revision: Gauge<i64>,
     entries: Gauge<i64>,
     agents: Gauge<i64>,
@@ -53,6 +59,7 @@ pub(crate) struct Reading {
     pub(crate) streams: usize,
     pub(crate) lag: u64,
     pub(crate) expires_in: Vec<(&'static str, i64)>,
+    pub(crate) healthy: [(&'static str, bool); 3],
     pub(crate) handshakes_failed: u64,
     pub(crate) turned_away: u64,
     /// Refusals of known callers, and those of them that are not in the journal.
@@ -89,11 +96,15 @@ impl Metrics {
         for (kind, secs) in &reading.expires_in {
             self.expires_in.get_or_create(&KindLabel { kind }).set(*secs);
         }
+        for (part, healthy) in reading.healthy {
+            self.healthy.get_or_create(&PartLabel { part }).set(i64::from(healthy));
+        }
         let mut registry = Registry::with_prefix("countersign_server");
         registry.register("rpc", "Calls by method and status", self.calls.clone());
         registry.register("refused", "Refused calls by reason", self.refused.clone());
         registry.register("issued", "Issued credentials by kind", self.issued.clone());
         registry.register("expires_in_seconds", "Time to the end of the server's own credentials and authorities", self.expires_in.clone());
+        registry.register("healthy", "Whether each part that issuance needs can do its work", self.healthy.clone());
         registry.register("revision", "Newest revision of the log", self.revision.clone());
         registry.register("entries", "Registration entries", self.entries.clone());
         registry.register("agents", "Attested agents", self.agents.clone());

@@ -288,15 +288,25 @@ fn follow_bundles(store: &Store, tasks: &mut JoinSet<()>) -> SharedBundles {
     bundles
 }
 
-/// Ready: it can issue.
+/// Ready: it can issue. The names of the parts are SPIRE's where it has them.
 fn readiness(api: &Api) -> observe::Readiness {
     let api = api.clone();
     Arc::new(move || {
-        if api.authorities.is_ready() && api.store.snapshot().bundle(api.trust_domain.name()).is_some() {
-            Ok("{\"server\":{},\"server.ca\":{}}".to_owned())
-        } else {
-            Err("{\"server.ca\":{\"sign_x509_svid_err\":\"no X.509 authority is active\"}}".to_owned())
+        let mut body = serde_json::json!({ "server": {} });
+        let mut ready = true;
+        for (part, trouble) in api.health() {
+            let (name, error) = match part {
+                "authority" => ("server.ca", "sign_x509_svid_err"),
+                "journal" => ("server.journal", "write_err"),
+                _ => ("server.store", "write_err"),
+            };
+            ready &= trouble.is_none();
+            let details = trouble.map_or_else(|| serde_json::json!({}), |trouble| serde_json::json!({ error: trouble }));
+            if let Some(parts) = body.as_object_mut() {
+                parts.insert(name.to_owned(), details);
+            }
         }
+        if ready { Ok(body.to_string()) } else { Err(body.to_string()) }
     })
 }
 
@@ -321,6 +331,7 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             streams,
             lag: slowest.map_or(0, |applied| snapshot.revision().saturating_sub(applied)),
             expires_in,
+            healthy: api.health().map(|(part, trouble)| (part, trouble.is_none())),
             handshakes_failed: counters.handshakes_failed.load(Ordering::Relaxed),
             turned_away: counters.turned_away.load(Ordering::Relaxed),
             refusals: api.journal.refusals(),

@@ -4,9 +4,11 @@
 //! A request is a closure over a [`Draft`]: it reads the exact head of the log, as changed by the requests before it in
 //! the same transaction, and adds its changes. It runs again if another server moved the head meanwhile.
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
@@ -29,6 +31,11 @@ const TRIM_AGE: Duration = Duration::from_secs(24 * 3600);
 const TRIM_KEEP: u64 = 100_000;
 /// How often the writer trims while nobody writes.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a store that failed is tried again while nobody writes.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Room that there must be before a store that failed counts as mended: some large requests, so that it does not come
+/// back for one page.
+const ROOM_BYTES: usize = 64 << 10;
 /// How often it trims while somebody always does.
 const TRIM_INTERVAL: Duration = Duration::from_secs(600);
 /// Attempts to commit when another server keeps moving the head.
@@ -57,7 +64,11 @@ pub struct Store {
     jobs: mpsc::Sender<Box<dyn Job>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     seen: Arc<Vec<Arc<Seen>>>,
+    trouble: Trouble,
 }
+
+/// Why nothing could be written when it was last tried.
+type Trouble = Arc<Mutex<Option<StoreError>>>;
 
 impl Store {
     /// Opens or creates a store and starts its writer.
@@ -72,12 +83,14 @@ impl Store {
         let (publish, snapshots) = watch::channel(Arc::clone(&snapshot));
         let now = Arc::clone(&options.now);
         let trimmed_at = now();
-        let writer = Writer { database, snapshot, publish, now, trimmed_at };
+        let trouble = Trouble::default();
+        let room = options.vfs.is_none().then(|| options.path.with_extension("room-probe"));
+        let writer = Writer { database, snapshot, publish, now, trimmed_at, trouble: Arc::clone(&trouble), room };
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(|e| StoreError::Failed(format!("cannot start the writer: {e}")))?;
-        Ok(Self { jobs, snapshots, seen })
+        Ok(Self { jobs, snapshots, seen, trouble })
     }
 
     /// The newest snapshot.
@@ -88,6 +101,14 @@ impl Store {
     /// Follows the snapshots.
     pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
+    }
+
+    /// Why nothing can be written now, as the last attempt found; tried again by the writer itself until it can.
+    pub fn trouble(&self) -> Option<StoreError> {
+        if self.jobs.is_closed() {
+            return Some(StoreError::Closed);
+        }
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was seen of agents before the store was opened.
@@ -234,16 +255,24 @@ struct Writer<D> {
     publish: watch::Sender<Arc<Snapshot>>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     trimmed_at: Timestamp,
+    trouble: Trouble,
+    /// A file beside the store by which it is found out whether there is room; none where the disk is a test's.
+    room: Option<PathBuf>,
 }
 
 impl Writer<Sqlite> {
     fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Job>>) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
         loop {
-            let first = runtime.block_on(async { tokio::time::timeout(IDLE_INTERVAL, queue.recv()).await });
+            let patience = if self.is_troubled() { RETRY_INTERVAL } else { IDLE_INTERVAL };
+            let first = runtime.block_on(async { tokio::time::timeout(patience, queue.recv()).await });
             let first = match first {
                 Ok(Some(job)) => job,
                 Ok(None) => return,
+                Err(_) if self.is_troubled() => {
+                    self.probe();
+                    continue;
+                }
                 Err(_) => {
                     self.trim();
                     continue;
@@ -259,6 +288,34 @@ impl Writer<Sqlite> {
         }
     }
 
+    fn is_troubled(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Remembers whether anything can be written. A request may fail by its own fault, so what counts is this: room in a
+    /// file that goes again, and a write that changes nothing.
+    fn probe(&mut self) {
+        let tried = self.room.as_deref().map_or(Ok(()), has_room).and_then(|()| self.database.begin()).and_then(|()| {
+            self.catch_up()?;
+            head::rewrite(&mut self.database)?;
+            self.database.commit()
+        });
+        if tried.is_err() {
+            self.database.rollback();
+        }
+        self.note(tried.err());
+    }
+
+    fn note(&self, found: Option<StoreError>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&found, &*trouble) {
+            (Some(error), None) => tracing::error!(%error, "The store cannot be written, trying again until it can"),
+            (None, Some(_)) => tracing::info!("The store can be written again"),
+            _ => {}
+        }
+        *trouble = found;
+    }
+
     fn trim(&mut self) {
         self.trimmed_at = (self.now)();
         let result = self.database.begin().and_then(|()| {
@@ -268,6 +325,7 @@ impl Writer<Sqlite> {
         if let Err(error) = result {
             self.database.rollback();
             tracing::warn!(%error, "Could not trim the log");
+            self.probe();
         }
     }
 
@@ -300,6 +358,10 @@ impl Writer<Sqlite> {
             }
             return;
         }
+        // A success may have changed nothing, which succeeds on a full disk as well; the probe tells when there is room.
+        if result.is_err() {
+            self.probe();
+        }
         for job in jobs {
             job.answer(result.clone());
         }
@@ -314,6 +376,10 @@ impl Writer<Sqlite> {
         };
         if result.is_err() {
             self.database.rollback();
+        }
+        // A success may have changed nothing, which succeeds on a full disk as well; the probe tells when there is room.
+        if result.is_err() {
+            self.probe();
         }
         for job in jobs {
             job.answer(result.clone());
@@ -410,6 +476,15 @@ impl Writer<Sqlite> {
         self.publish.send_replace(Arc::clone(&self.snapshot));
         Ok(())
     }
+}
+
+fn has_room(path: &Path) -> Result<(), StoreError> {
+    let written = File::create(path).and_then(|mut file| file.write_all(&[0; ROOM_BYTES]).and_then(|()| file.sync_data()));
+    let removed = std::fs::remove_file(path);
+    written.and(removed).map_err(|e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full,
+        _ => StoreError::Failed(format!("`{}`: {e}", path.display())),
+    })
 }
 
 fn decide(

@@ -31,12 +31,13 @@ impl Healthcheck {
             Whom::Agent(socket) => (socket.connect().await?, "Agent"),
         };
         let unhealthy = |why: &str| Failure::new(format!("{} is unhealthy: {why}", name.to_lowercase()));
-        match check(channel).await {
-            Ok(true) => {
+        match answer(channel).await {
+            Ok((true, _)) => {
                 output::line(&format!("{name} is healthy."));
                 Ok(())
             }
-            Ok(false) => Err(unhealthy("it returned status \"NOT_SERVING\"")),
+            Ok((false, None)) => Err(unhealthy("it returned status \"NOT_SERVING\"")),
+            Ok((false, Some(reason))) => Err(unhealthy(&format!("it returned status \"NOT_SERVING\": {reason}"))),
             Err(status) => Err(unhealthy(&format!("unable to determine health: {}", status.message()))),
         }
     }
@@ -44,6 +45,12 @@ impl Healthcheck {
 
 /// Whether a server or agent says it serves.
 pub(crate) async fn check(channel: Channel) -> Result<bool, tonic::Status> {
+    Ok(answer(channel).await?.0)
+}
+
+/// Whether it says it serves, and why not where it says so.
+async fn answer(channel: Channel) -> Result<(bool, Option<String>), tonic::Status> {
     let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
-    Ok(answer.into_inner().status == i32::from(ServingStatus::Serving))
+    let reason = answer.metadata().get(countersign_server::api::HEALTH_REASON_HEADER).and_then(|r| r.to_str().ok()).map(str::to_owned);
+    Ok((answer.into_inner().status == i32::from(ServingStatus::Serving), reason))
 }

@@ -11,6 +11,7 @@ mod debug;
 mod entry;
 mod filter;
 mod health;
+pub use health::HEALTH_REASON_HEADER;
 mod journal;
 mod logger;
 mod node;

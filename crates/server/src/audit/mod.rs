@@ -105,11 +105,10 @@ impl Recorded {
 #[derive(Clone, Debug)]
 pub struct Journal {
     jobs: mpsc::Sender<writer::Job>,
-    outcomes: Arc<Mutex<writer::Outcomes>>,
+    shared: writer::Shared,
     directory: Arc<PathBuf>,
     clock: DebugClock,
     server_id: Arc<str>,
-    refusals: Arc<refusals::Refusals>,
 }
 
 #[derive(Clone)]
@@ -129,9 +128,9 @@ impl Journal {
     pub fn open(settings: Settings, server_id: Arc<str>, clock: SharedClock) -> Result<Self, JournalError> {
         let directory = Arc::new(settings.directory.clone());
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        let (outcomes, refusals) = (Arc::default(), Arc::default());
-        writer::start(settings, Arc::clone(&clock), Arc::clone(&outcomes), Arc::clone(&refusals), queue)?;
-        Ok(Self { jobs, outcomes, directory, clock: DebugClock(clock), server_id, refusals })
+        let shared = writer::Shared::default();
+        writer::start(settings, Arc::clone(&clock), shared.clone(), queue)?;
+        Ok(Self { jobs, shared, directory, clock: DebugClock(clock), server_id })
     }
 
     /// Writes these down and waits until they are synced, all or none.
@@ -151,7 +150,7 @@ impl Journal {
     /// Writes down that a known caller was refused. Not waited for: nothing was issued. Of each caller a bounded number is
     /// written and the others are counted, so that a caller who keeps asking cannot fill the disk.
     pub(crate) fn refused(&self, kind: Kind, actor: &Actor, subject: &str, reason: &str) {
-        if !self.refusals.admit(actor, self.clock.0.now()) {
+        if !self.shared.refusals.admit(actor, self.clock.0.now()) {
             return;
         }
         // A reason may quote what was asked for, which may be large.
@@ -160,14 +159,14 @@ impl Journal {
         // A full queue drops refusals before it makes an issuance wait.
         let is_room = self.jobs.capacity() > QUEUE_MAX / 2;
         if !is_room || self.jobs.try_send(writer::Job { records: vec![record], reply: None }).is_err() {
-            self.refusals.leave_out(actor.as_str());
+            self.shared.refusals.leave_out(actor.as_str());
         }
     }
 
     /// Writes down how many refusals were left out since the last time, a record for each caller. What cannot be written now
     /// is in the next report.
     pub(crate) async fn report_left_out(&self) {
-        let report = self.refusals.take_left_out();
+        let report = self.shared.refusals.take_left_out();
         if report.is_empty() {
             return;
         }
@@ -179,13 +178,13 @@ impl Journal {
         let (reply, answer) = oneshot::channel();
         let sent = self.jobs.send(writer::Job { records, reply: Some(reply) }).await;
         if sent.is_err() || !matches!(answer.await, Ok(Ok(_))) {
-            self.refusals.put_back(report);
+            self.shared.refusals.put_back(report);
         }
     }
 
     /// Refusals of known callers, and how many of them were not written down.
     pub(crate) fn refusals(&self) -> (u64, u64) {
-        self.refusals.counts()
+        self.shared.refusals.counts()
     }
 
     fn refusal(&self, actor: &str, reason: String) -> Record {
@@ -199,13 +198,22 @@ impl Journal {
         }
     }
 
+    /// Why nothing can be written down, and so nothing issued, as the last attempt found; tried again by the writer itself
+    /// until it can.
+    pub fn trouble(&self) -> Option<JournalError> {
+        if self.jobs.is_closed() {
+            return Some(JournalError::Closed);
+        }
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Where the segments are.
     pub fn directory(&self) -> &std::path::Path {
         &self.directory
     }
 
     fn outcome(&self, sequence: u64, signed: bool) {
-        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(sequence, signed);
+        self.shared.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(sequence, signed);
     }
 
     fn describe(&self, linted: &Linted<Allowed>, time_millis: i64) -> Record {

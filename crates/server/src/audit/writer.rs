@@ -23,6 +23,9 @@ const IDLE: Duration = Duration::from_millis(500);
 const TURNS_PER_HOUSEKEEPING: u32 = 120;
 /// A warning is given when the volume is this full.
 const WARN_AT_PERCENT: u64 = 80;
+/// Room that there must be before a journal that failed counts as mended: some hundred records, so that it does not
+/// come back for a single one.
+const ROOM_BYTES: usize = 64 << 10;
 /// Refusals of all callers written down in a second; more are only counted.
 const REFUSALS_PER_SECOND_MAX: u32 = 1000;
 
@@ -63,6 +66,20 @@ impl Outcomes {
     }
 }
 
+/// Why nothing could be written down when it was last tried.
+pub(super) type Trouble = Arc<Mutex<Option<JournalError>>>;
+
+/// What the writer shares with whoever hands it records.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Shared {
+    /// What came of records, to be written with the next group.
+    pub(super) outcomes: Arc<Mutex<Outcomes>>,
+    /// What was refused to each caller.
+    pub(super) refusals: Arc<Refusals>,
+    /// Why it cannot write now.
+    pub(super) trouble: Trouble,
+}
+
 struct Writer {
     settings: Settings,
     clock: SharedClock,
@@ -81,6 +98,7 @@ struct Writer {
     refusals_now: (i64, u32),
     /// Where those are counted that are not written.
     refusals: Arc<Refusals>,
+    trouble: Trouble,
     _lock: File,
 }
 
@@ -88,8 +106,7 @@ struct Writer {
 pub(super) fn start(
     settings: Settings,
     clock: SharedClock,
-    noted: Arc<Mutex<Outcomes>>,
-    refusals: Arc<Refusals>,
+    Shared { outcomes: noted, refusals, trouble }: Shared,
     queue: mpsc::Receiver<Job>,
 ) -> Result<(), JournalError> {
     let failed = |e: &io::Error| failure(&settings.directory, e);
@@ -125,6 +142,7 @@ pub(super) fn start(
         outcomes: Outcomes::default(),
         refusals_now: (0, 0),
         refusals,
+        trouble,
         settings,
         _lock: lock,
     };
@@ -284,6 +302,10 @@ impl Writer {
             Ok(()) => {
                 self.torn = false;
                 self.length += u64::try_from(bytes.len()).unwrap_or(0);
+                // What was only handed to the system proves nothing about the disk.
+                if sync {
+                    self.note(None);
+                }
                 Ok(())
             }
             Err(error) => {
@@ -292,12 +314,42 @@ impl Writer {
                 if let Err(error) = cut {
                     tracing::error!(%error, "BUG: cannot cut off a failed write of the issuance journal");
                 }
-                Err(failure(&self.segment.path, &error))
+                let error = failure(&self.segment.path, &error);
+                self.note(Some(error.clone()));
+                Err(error)
             }
         }
     }
 
+    fn note(&self, found: Option<JournalError>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_none() && trouble.is_some() {
+            tracing::info!("The issuance journal can be written again");
+        }
+        *trouble = found;
+    }
+
+    /// Whether the journal, having failed, can be written again; nobody has to ask for a credential to find out. First
+    /// that there is room, in a file that goes again, then a frame that says nothing, in the segment itself.
+    fn probe(&mut self) {
+        let path = self.settings.directory.join("room.probe");
+        let room = File::create(&path).and_then(|mut file| file.write_all(&[0; ROOM_BYTES]).and_then(|()| file.sync_data()));
+        let removed = std::fs::remove_file(&path);
+        if let Err(error) = room.and(removed) {
+            self.note(Some(failure(&path, &error)));
+            return;
+        }
+        let mut bytes = Vec::new();
+        let digest = append(&mut bytes, &self.digest, &Frame::Outcomes { signed: Vec::new(), failed: Vec::new() });
+        if self.write(&bytes, true).is_ok() {
+            self.digest = digest;
+        }
+    }
+
     fn idle(&mut self) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            self.probe();
+        }
         let mut bytes = Vec::new();
         let digest = self.append_outcomes(&mut bytes, self.digest);
         if bytes.is_empty() {
@@ -335,7 +387,7 @@ impl Writer {
     }
 
     /// Drops the oldest sealed segments that are too old or too much, and warns when the volume fills up.
-    fn housekeeping(&self) {
+    fn housekeeping(&mut self) {
         let Ok(segments) = Segment::list(&self.settings.directory) else { return };
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
         let mut total: u64 = segments.iter().map(|s| size(&s.path) + size(&s.index_path())).sum();
@@ -350,10 +402,12 @@ impl Writer {
             let _ = std::fs::remove_file(&segment.path);
             let _ = std::fs::remove_file(segment.index_path());
         }
-        if let Ok(volume) = rustix::fs::statvfs(&self.settings.directory)
-            && volume.f_blocks > 0
-            && (volume.f_blocks - volume.f_bavail) * 100 / volume.f_blocks >= WARN_AT_PERCENT
-        {
+        let Ok(volume) = rustix::fs::statvfs(&self.settings.directory) else { return };
+        if volume.f_bavail.saturating_mul(volume.f_frsize) < ROOM_BYTES as u64 {
+            // Nobody has asked for a credential since; whoever watches should know all the same.
+            self.probe();
+        }
+        if volume.f_blocks > 0 && (volume.f_blocks - volume.f_bavail) * 100 / volume.f_blocks >= WARN_AT_PERCENT {
             tracing::warn!(
                 directory = %self.settings.directory.display(),
                 free_mib = volume.f_bavail * volume.f_frsize / (1 << 20),

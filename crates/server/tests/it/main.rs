@@ -26,6 +26,7 @@ mod listings;
 mod malformed;
 mod minting;
 mod nodes;
+mod readiness;
 mod refusals;
 mod rotation;
 mod services;

@@ -137,6 +137,11 @@ pub(crate) fn records_after<D: Database>(database: &mut D, revision: u64) -> Res
     Ok(records)
 }
 
+/// Writes the head as it is: proof that something can be written.
+pub(crate) fn rewrite<D: Database>(database: &mut D) -> Result<usize, StoreError> {
+    database.execute("UPDATE head SET revision = revision WHERE id = 1", &[])
+}
+
 /// Drops records older than this that are not among the newest `keep`.
 pub(crate) fn trim<D: Database>(database: &mut D, older_than: Timestamp, keep: u64) -> Result<usize, StoreError> {
     let keep = Value::Int(narrow_u64(keep)?);
