@@ -412,7 +412,7 @@ async fn server_id(config: &Config, store: &Store, now: Timestamp) -> Result<Arc
 fn has_issued(config: &Config) -> Result<bool, ServerError> {
     let query = audit::Query { spiffe_id: Some(config.trust_domain.server_id().to_string()), limit: 1, ..audit::Query::default() };
     match audit::search(&config.journal.directory, &query) {
-        Ok(records) => Ok(!records.is_empty()),
+        Ok(answer) => Ok(!answer.records.is_empty()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(ServerError::File { path: config.journal.directory.clone(), source }),
     }

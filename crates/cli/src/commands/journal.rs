@@ -41,7 +41,7 @@ pub(crate) struct Issued {
     /// In force at some moment of this span, both as 2026-01-31T14:03:00Z
     #[arg(long, num_args = 2, value_names = ["FROM", "UNTIL"])]
     between: Vec<String>,
-    /// Most records shown
+    /// Most records shown: the newest of all that match, the oldest of them first
     #[arg(long, default_value_t = 1000)]
     limit: u32,
 }
@@ -63,9 +63,14 @@ impl Log {
         };
         let mut records = Vec::new();
         let mut stream = JournalClient::new(command.socket.connect().await?).issued(request).await?.into_inner();
-        while let Some(record) = stream.message().await? {
-            records.push(record);
-        }
+        // What came before an error is shown all the same: of a damaged journal, the records that can be read.
+        let ended = loop {
+            match stream.message().await {
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(Failure::from(status)),
+            }
+        };
         command.output.show(
             || json!({"records": records.iter().map(record_json).collect::<Vec<_>>()}),
             || {
@@ -73,7 +78,7 @@ impl Log {
                 records.iter().fold(head, |text, record| text + &show(record))
             },
         );
-        Ok(())
+        ended
     }
 }
 

@@ -32,6 +32,15 @@ impl journal_server::Journal for Api {
             .map_err(|_| Status::unavailable("the server is shutting down"))?
             .map_err(|e| status::journal(&e))?;
         self.audit(&caller, "Issued", "", "success");
-        Ok(Response::new(Box::pin(tokio_stream::iter(found.into_iter().map(Ok)))))
+        for damage in &found.damage {
+            tracing::error!(%damage, "The issuance journal is not as it was written");
+        }
+        // What there is comes first; then that it may not be all, which must not look like an answer that is.
+        let damaged = found.damage.first().map(|first| {
+            let more = found.damage.len() - 1;
+            let places = if more == 0 { first.to_string() } else { format!("{first}, and at {more} more places") };
+            Status::data_loss(format!("the issuance journal {places}; records may be missing from this answer or wrong in it"))
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(found.records.into_iter().map(Ok).chain(damaged.map(Err))))))
     }
 }

@@ -22,7 +22,7 @@ use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::{Kind as WireKind, Record};
 use tokio::sync::{mpsc, oneshot};
 
-pub use query::{Query, search};
+pub use query::{Answer, Damage, Query, search};
 
 use crate::policy::Allowed;
 
@@ -154,7 +154,7 @@ impl Journal {
             return;
         }
         // A reason may quote what was asked for, which may be large.
-        let reason = format!("{kind:?}: {reason}").chars().take(2048).collect();
+        let reason = format!("{}: {reason}", words(kind)).chars().take(2048).collect();
         let record = Record { spiffe_id: subject.chars().take(2048).collect(), ..self.refusal(actor.as_str(), reason) };
         // A full queue drops refusals before it makes an issuance wait.
         let is_room = self.jobs.capacity() > QUEUE_MAX / 2;
@@ -251,6 +251,19 @@ fn evidence(selectors: &[Selector]) -> Vec<String> {
         fits
     };
     selectors.iter().take_while(fits).map(|s| s.as_str().to_owned()).collect()
+}
+
+/// What was asked for, as people call it.
+const fn words(kind: Kind) -> &'static str {
+    match kind {
+        Kind::WorkloadX509 => "X509-SVID of a workload",
+        Kind::WorkloadJwt => "JWT-SVID of a workload",
+        Kind::AgentX509 => "X509-SVID of an agent",
+        Kind::MintedX509 => "minted X509-SVID",
+        Kind::MintedJwt => "minted JWT-SVID",
+        Kind::OwnX509 => "X509-SVID of the server",
+        Kind::AuthorityX509 => "X.509 authority",
+    }
 }
 
 const fn kind(kind: Kind) -> WireKind {

@@ -1,13 +1,14 @@
 //! Questions to the journal: who held this identity then, by which entry, from which agent.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use countersign_wire::journal::{Kind, Outcome, Record};
 
-use super::index::{Column, Index};
-use super::segment::{Frame, Read, Reader, Segment};
+use super::index::{Column, Index, end_millis};
+use super::segment::{Frame, Read, Segment, Walk};
 
 /// Most records one question returns.
 pub(super) const RESULTS_MAX: usize = 10_000;
@@ -27,7 +28,7 @@ pub struct Query {
     pub from_millis: Option<i64>,
     /// Issued before this time, Unix milliseconds.
     pub until_millis: Option<i64>,
-    /// Most records wanted; at most [`RESULTS_MAX`].
+    /// Most records wanted, the newest of all that match; at most [`RESULTS_MAX`].
     pub limit: usize,
 }
 
@@ -35,11 +36,10 @@ impl Query {
     /// Time conditions ask who *held* a credential: one that was issued before the span and still valid in it counts.
     fn matches(&self, record: &Record) -> bool {
         let same = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|w| w == found);
-        let end_millis = if record.expires_at == 0 { record.time_millis } else { record.expires_at.saturating_mul(1000) };
         same(&self.spiffe_id, &record.spiffe_id)
             && same(&self.serial_or_jti, &record.serial_or_jti)
             && same(&self.agent_id, &record.agent_id)
-            && self.from_millis.is_none_or(|from| end_millis >= from)
+            && self.from_millis.is_none_or(|from| end_millis(record) >= from)
             && self.until_millis.is_none_or(|until| record.time_millis < until)
     }
 
@@ -51,89 +51,164 @@ impl Query {
     }
 }
 
-/// Searches all segments of a journal, oldest first. Blocks; runs beside the writer without disturbing it.
+/// A place in the journal that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Damage {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// First byte of the frame.
+    pub at: u64,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is damaged at byte {}", self.path.display(), self.at)
+    }
+}
+
+/// What a question finds.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// The newest records that match, in the order in which they were written.
+    pub records: Vec<Record>,
+    /// Where the journal was damaged on the way: something may be missing from the records, or be wrong in them.
+    pub damage: Vec<Damage>,
+}
+
+/// Searches all segments of a journal, newest first, until there are as many records as wanted. Blocks; runs beside the
+/// writer without disturbing it.
 ///
 /// # Errors
 /// A segment cannot be read.
-pub fn search(directory: &Path, query: &Query) -> io::Result<Vec<Record>> {
+pub fn search(directory: &Path, query: &Query) -> io::Result<Answer> {
     let limit = if query.limit == 0 { RESULTS_MAX } else { query.limit.min(RESULTS_MAX) };
-    let mut found = Vec::new();
+    let mut found: Vec<Vec<Record>> = Vec::new();
+    let mut damage = Vec::new();
+    let mut left = limit;
     let segments = Segment::list(directory)?;
-    for (at, segment) in segments.iter().enumerate() {
-        let left = limit.saturating_sub(found.len());
+    for (at, segment) in segments.iter().enumerate().rev() {
         if left == 0 {
             break;
         }
-        // An index that cannot be used only makes the answer slower.
-        let searched = match Index::open(segment).and_then(|index| sealed(segment, &index, query, left)) {
-            Ok(records) => Ok(records),
-            Err(_) => scan(segment, 0, query, left),
-        };
-        match searched {
-            Ok(mut records) => {
-                settle_late(&mut records, segments.get(at + 1..).unwrap_or_default())?;
-                found.extend(records);
+        let later = segments.get(at + 1..).unwrap_or_default();
+        match search_segment(segment, later.first(), query, left) {
+            Ok((mut records, places)) => {
+                damage.extend(settle_late(&mut records, later)?);
+                left = left.saturating_sub(records.len());
+                found.push(records);
+                damage.extend(places.into_iter().map(|at| Damage { path: segment.path.clone(), at }));
             }
             // Retention may take a segment away while we read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    damage.sort();
+    damage.dedup();
+    Ok(Answer { records: found.into_iter().rev().flatten().collect(), damage })
 }
 
-fn sealed(segment: &Segment, index: &Index, query: &Query, limit: usize) -> io::Result<Vec<Record>> {
-    let Some((first, _)) = index.times()? else { return Ok(Vec::new()) };
-    if query.until_millis.is_some_and(|until| until.saturating_add(CLOCK_STEP_MILLIS) <= first) {
-        return Ok(Vec::new());
+/// The newest records of one segment that match, and where it is damaged.
+type Part = (Vec<Record>, Vec<u64>);
+
+fn search_segment(segment: &Segment, next: Option<&Segment>, query: &Query, limit: usize) -> io::Result<Part> {
+    let by_index = match Index::open(segment) {
+        Ok(index) => sealed(segment, &index, next, query, limit),
+        Err(error) => Err(error),
+    };
+    // Without an index the segment is not sealed yet, or its index is still being made.
+    let error = match by_index {
+        Ok(part) => return Ok(part),
+        Err(error) => error,
+    };
+    let part = scan(segment, &[(0, u64::MAX)], next, query, limit)?;
+    if error.kind() != io::ErrorKind::NotFound {
+        tracing::warn!(
+            path = %segment.index_path().display(), %error,
+            "An index of the issuance journal cannot be believed; its segment was read instead, and the index is made again"
+        );
+        if let Err(error) = super::index::build(segment, next) {
+            tracing::warn!(path = %segment.path.display(), %error, "Cannot index a journal segment");
+        }
+    }
+    Ok(part)
+}
+
+fn sealed(segment: &Segment, index: &Index, next: Option<&Segment>, query: &Query, limit: usize) -> io::Result<Part> {
+    let until = query.until_millis.map(|until| until.saturating_add(CLOCK_STEP_MILLIS));
+    let Some(first) = index.first_time()? else { return Ok((Vec::new(), index.damaged_at.into_iter().collect())) };
+    if until.is_some_and(|until| until <= first) {
+        return Ok((Vec::new(), Vec::new()));
     }
     let Some((column, value)) = query.indexed() else {
-        // Only a span of time: begin where a credential that is still in force can have been issued.
-        let from = query.from_millis.map_or(Ok(0), |from| index.offset_of(from.saturating_sub(LIFETIME_LOOKED_BACK_MILLIS)))?;
-        return scan(segment, from, query, limit);
+        let (records, mut damage) = scan(segment, &index.stretches(query.from_millis, until)?, next, query, limit)?;
+        damage.extend(index.damaged_at);
+        return Ok((records, damage));
     };
     let file = File::open(&segment.path)?;
+    let mut walk = Walk::new(&file, 0, next);
     let mut records = Vec::new();
-    for offset in index.find(column, value)? {
-        let mut reader = Reader::new(&file, offset);
-        let Some(Read { frame: Frame::Record(record), .. }) = reader.next()? else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the index does not fit its segment"));
-        };
-        if query.matches(&record) {
-            records.push(with_outcome(*record, &mut reader, offset)?);
+    for offset in index.find(column, value)?.into_iter().rev() {
+        walk.jump(&file, offset);
+        // A record that cannot be read any more is among the damage.
+        let Some(Read { frame: Frame::Record(record), offset: found, .. }) = walk.next()? else { continue };
+        // Read on at least once: only the frame that follows tells whether one is as it was written.
+        let record = with_outcome(*record, &mut walk, found)?;
+        if found == offset && query.matches(&record) {
+            records.push(record);
             if records.len() >= limit {
                 break;
             }
         }
     }
-    Ok(records)
+    records.reverse();
+    walk.damage.extend(index.damaged_at);
+    Ok((records, walk.damage))
 }
 
-/// How much earlier than a span of time issuance is searched for credentials in force in it: agents' and workloads'
-/// SVIDs live hours; longer-lived ones are found by ID or serial.
-const LIFETIME_LOOKED_BACK_MILLIS: i64 = 24 * 3600 * 1000;
-
-fn scan(segment: &Segment, from: u64, query: &Query, limit: usize) -> io::Result<Vec<Record>> {
+/// Reads these stretches of a segment, the newest first.
+fn scan(segment: &Segment, stretches: &[(u64, u64)], next: Option<&Segment>, query: &Query, limit: usize) -> io::Result<Part> {
     let file = File::open(&segment.path)?;
-    let mut reader = Reader::new(&file, from);
+    let mut walk = Walk::new(&file, 0, next);
+    let mut found: Vec<Vec<Record>> = Vec::new();
+    let mut left = limit;
+    for (from, to) in stretches.iter().rev() {
+        if left == 0 {
+            break;
+        }
+        walk.jump(&file, *from);
+        let records = scan_stretch(&mut walk, *to, query, left)?;
+        left -= records.len().min(left);
+        found.push(records);
+    }
+    Ok((found.into_iter().rev().flatten().collect(), walk.damage))
+}
+
+fn scan_stretch(walk: &mut Walk<'_>, to: u64, query: &Query, limit: usize) -> io::Result<Vec<Record>> {
     let mut records: Vec<Record> = Vec::new();
-    let (mut complete, mut newest) = (false, from);
-    while let Some(read) = reader.next()? {
+    let (mut complete, mut newest) = (false, 0);
+    while let Some(read) = walk.next()? {
+        complete |= read.offset >= to;
         match read.frame {
             Frame::Record(record) => {
                 complete |= query.until_millis.is_some_and(|until| record.time_millis >= until.saturating_add(CLOCK_STEP_MILLIS));
                 if !complete && query.matches(&record) {
                     records.push(*record);
                     newest = read.offset;
-                    complete = records.len() >= limit;
+                    // Only the newest are wanted; the others go now and then.
+                    if records.len() >= limit.saturating_mul(2) {
+                        records.drain(..records.len() - limit);
+                    }
                 }
             }
             Frame::Outcomes { signed, failed } => settle(&mut records, &signed, &failed),
         }
         if complete && (read.offset > newest + OUTCOME_BYTES_MAX || !records.iter().rev().any(is_unsettled)) {
+            walk.confirm()?;
             break;
         }
     }
+    records.drain(..records.len().saturating_sub(limit));
     Ok(records)
 }
 
@@ -145,10 +220,12 @@ fn is_unsettled(record: &Record) -> bool {
     record.outcome == 0 && record.kind() != Kind::Refused
 }
 
-/// Looks into the segments that follow for outcomes that were written after the records' own was sealed.
-fn settle_late(records: &mut [Record], later: &[Segment]) -> io::Result<()> {
+/// Looks into the segments that follow for outcomes that were written after the records' own was sealed. Returns where they
+/// are damaged: an outcome may have been there.
+fn settle_late(records: &mut [Record], later: &[Segment]) -> io::Result<Vec<Damage>> {
+    let mut damage = Vec::new();
     let mut passed = 0;
-    for segment in later {
+    for (at, segment) in later.iter().enumerate() {
         if passed > OUTCOME_BYTES_MAX || !records.iter().any(is_unsettled) {
             break;
         }
@@ -157,12 +234,13 @@ fn settle_late(records: &mut [Record], later: &[Segment]) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let mut reader = Reader::new(&file, 0);
-        while let Some(read) = reader.next()? {
+        let mut walk = Walk::new(&file, 0, later.get(at + 1));
+        while let Some(read) = walk.next()? {
             passed += read.end - read.offset;
             if let Frame::Outcomes { signed, failed } = &read.frame {
                 settle(records, signed, failed);
                 if !records.iter().any(is_unsettled) {
+                    walk.confirm()?;
                     break;
                 }
             }
@@ -170,8 +248,9 @@ fn settle_late(records: &mut [Record], later: &[Segment]) -> io::Result<()> {
                 break;
             }
         }
+        damage.extend(walk.damage.into_iter().map(|at| Damage { path: segment.path.clone(), at }));
     }
-    Ok(())
+    Ok(damage)
 }
 
 fn settle(records: &mut [Record], signed: &[(u64, u64)], failed: &[(u64, u64)]) {
@@ -185,17 +264,19 @@ fn settle(records: &mut [Record], signed: &[(u64, u64)], failed: &[(u64, u64)]) 
     }
 }
 
-fn with_outcome(mut record: Record, reader: &mut Reader<'_>, offset: u64) -> io::Result<Record> {
-    while is_unsettled(&record)
-        && let Some(read) = reader.next()?
-    {
-        if let Frame::Outcomes { signed, failed } = &read.frame {
+/// Reads on for what came of a record; at least one frame, and no outcome for a refusal.
+fn with_outcome(mut record: Record, walk: &mut Walk<'_>, offset: u64) -> io::Result<Record> {
+    while let Some(read) = walk.next()? {
+        if let Frame::Outcomes { signed, failed } = &read.frame
+            && is_unsettled(&record)
+        {
             let mut one = [record];
             settle(&mut one, signed, failed);
             let [settled] = one;
             record = settled;
         }
-        if read.offset > offset + OUTCOME_BYTES_MAX {
+        if !is_unsettled(&record) || read.offset > offset + OUTCOME_BYTES_MAX {
+            walk.confirm()?;
             break;
         }
     }

@@ -75,6 +75,101 @@ pub(super) struct Read {
     pub(super) frame: Frame,
 }
 
+/// What comes next in a segment.
+#[derive(Debug)]
+pub(super) enum Step {
+    Frame(Read),
+    /// Bytes that are no frame; whether the next one can be found all the same.
+    Damaged {
+        offset: u64,
+        goes_on: bool,
+    },
+    /// The file ends within a frame: a write that is under way, or was cut off.
+    Torn {
+        offset: u64,
+    },
+    End,
+}
+
+enum Next {
+    Whole(usize),
+    Torn,
+    Impossible,
+    End,
+}
+
+/// Reads frames and checks that each is the one its successor was chained to. So a flipped bit is found wherever it is,
+/// but in the newest frame of all, which has no successor yet.
+pub(super) struct Walk<'a> {
+    reader: Reader<'a>,
+    /// Whether nothing is added to the segment any more.
+    sealed: bool,
+    /// What the first frame of the next segment was chained to.
+    successor: Option<Digest>,
+    /// Offset and digest of the frame before.
+    before: Option<(u64, Digest)>,
+    /// Where something is wrong.
+    pub(super) damage: Vec<u64>,
+}
+
+impl<'a> Walk<'a> {
+    /// From a frame's offset; `next` is the segment that follows, if this one is sealed.
+    pub(super) fn new(file: &'a File, offset: u64, next: Option<&Segment>) -> Self {
+        let successor = next.and_then(|next| Reader::new(&File::open(&next.path).ok()?, 0).next().ok()?).map(|read| read.previous);
+        Self { reader: Reader::new(file, offset), sealed: next.is_some(), successor, before: None, damage: Vec::new() }
+    }
+
+    /// Goes on at another frame.
+    pub(super) fn jump(&mut self, file: &'a File, offset: u64) {
+        self.reader = Reader::new(file, offset);
+        self.before = None;
+    }
+
+    /// The next frame that can be read.
+    pub(super) fn next(&mut self) -> io::Result<Option<Read>> {
+        loop {
+            match self.reader.step()? {
+                Step::Frame(read) => {
+                    self.check(Some(read.previous));
+                    self.before = Some((read.offset, read.digest));
+                    return Ok(Some(read));
+                }
+                Step::Damaged { offset, goes_on } => {
+                    self.damage.push(offset);
+                    self.before = None;
+                    if !goes_on {
+                        return Ok(None);
+                    }
+                }
+                Step::Torn { offset } => {
+                    if self.sealed {
+                        self.damage.push(offset);
+                    }
+                    return Ok(None);
+                }
+                Step::End => {
+                    self.check(self.successor);
+                    self.before = None;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Reads one frame more than is wanted: it tells whether the last that was used is as it was written.
+    pub(super) fn confirm(&mut self) -> io::Result<()> {
+        self.next().map(drop)
+    }
+
+    fn check(&mut self, chained_to: Option<Digest>) {
+        if let (Some((offset, digest)), Some(chained_to)) = (self.before, chained_to)
+            && digest != chained_to
+        {
+            self.damage.push(offset);
+        }
+    }
+}
+
 /// Reads frames one after the other until the first that is not whole.
 pub(super) struct Reader<'a> {
     file: &'a File,
@@ -115,37 +210,50 @@ impl<'a> Reader<'a> {
         Ok(filled >= wanted)
     }
 
-    /// The length of the next frame, if it is whole.
-    fn next_length(&mut self) -> io::Result<Option<usize>> {
+    /// The length of the next frame, and whether it is whole.
+    fn next_length(&mut self) -> io::Result<Next> {
         if !self.fill(4)? {
-            return Ok(None);
+            return Ok(if self.buffer.len() > self.at { Next::Torn } else { Next::End });
         }
         let length = self.buffer.get(self.at..self.at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if !(HEADER_BYTES - 4..=FRAME_BYTES_MAX).contains(&length) || !self.fill(4 + length)? {
-            return Ok(None);
+        if !(HEADER_BYTES - 4..=FRAME_BYTES_MAX).contains(&length) {
+            return Ok(Next::Impossible);
         }
-        Ok(Some(length))
+        Ok(if self.fill(4 + length)? { Next::Whole(length) } else { Next::Torn })
     }
 
-    pub(super) fn next(&mut self) -> io::Result<Option<Read>> {
-        let Some(length) = self.next_length()? else { return Ok(None) };
+    /// The next frame, or why there is none.
+    pub(super) fn step(&mut self) -> io::Result<Step> {
+        let next = self.next_length()?;
         let offset = self.base + u64::try_from(self.at).unwrap_or(0);
+        let length = match next {
+            Next::Whole(length) => length,
+            Next::End => return Ok(Step::End),
+            Next::Torn => return Ok(Step::Torn { offset }),
+            Next::Impossible => return Ok(Step::Damaged { offset, goes_on: false }),
+        };
         let bytes = self.buffer.get(self.at + 4..self.at + 4 + length).unwrap_or_default();
-        let read = decode(bytes).map(|(previous, frame)| Read {
-            offset,
-            end: offset + 4 + u64::try_from(length).unwrap_or(0),
-            digest: sha256(bytes),
-            previous,
-            frame,
-        });
+        let end = offset + 4 + u64::try_from(length).unwrap_or(0);
+        let step = match decode(bytes) {
+            Some((previous, frame)) => Step::Frame(Read { offset, end, digest: sha256(bytes), previous, frame }),
+            None => Step::Damaged { offset, goes_on: true },
+        };
         self.at += 4 + length;
-        Ok(read)
+        Ok(step)
+    }
+
+    /// The next frame, if it can be read.
+    pub(super) fn next(&mut self) -> io::Result<Option<Read>> {
+        Ok(match self.step()? {
+            Step::Frame(read) => Some(read),
+            Step::Damaged { .. } | Step::Torn { .. } | Step::End => None,
+        })
     }
 
     /// Passes over a frame without decoding it: where it ended, its digest, and whether it is a record.
     fn skip(&mut self) -> io::Result<Option<(u64, Digest, bool)>> {
-        let Some(length) = self.next_length()? else { return Ok(None) };
+        let Next::Whole(length) = self.next_length()? else { return Ok(None) };
         let bytes = self.buffer.get(self.at + 4..self.at + 4 + length).unwrap_or_default();
         let (digest, is_record) = (sha256(bytes), bytes.get(1) == Some(&RECORD));
         self.at += 4 + length;

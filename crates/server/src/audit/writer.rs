@@ -129,7 +129,8 @@ pub(super) fn start(
     }
     // Also when the segment was there: who made it may have ended before this.
     sync_directory(&settings.directory).map_err(|e| failed(&e))?;
-    let unsealed: Vec<Segment> = segments.iter().rev().skip(1).filter(|s| index::Index::open(s).is_err()).cloned().collect();
+    let followed = segments.iter().zip(segments.iter().skip(1)).rev();
+    let unsealed: Vec<_> = followed.filter(|(s, _)| index::Index::open(s).is_err()).map(|(s, next)| (s.clone(), next.clone())).collect();
     let writer = Writer {
         clock,
         segment,
@@ -149,8 +150,8 @@ pub(super) fn start(
     std::thread::Builder::new()
         .name("journal-writer".to_owned())
         .spawn(move || {
-            for segment in unsealed {
-                seal(&segment);
+            for (segment, next) in unsealed {
+                seal(&segment, &next);
             }
             writer.run(queue);
         })
@@ -372,11 +373,11 @@ impl Writer {
         let opened = opened.and_then(|file| sync_directory(&self.settings.directory).map(|()| file));
         match opened {
             Ok(file) => {
-                let sealed = std::mem::replace(&mut self.segment, next);
+                let sealed = std::mem::replace(&mut self.segment, next.clone());
                 self.file = file;
                 self.length = 0;
                 // Built beside the writer: issuance does not wait for an index.
-                let spawned = std::thread::Builder::new().name("journal-seal".to_owned()).spawn(move || seal(&sealed));
+                let spawned = std::thread::Builder::new().name("journal-seal".to_owned()).spawn(move || seal(&sealed, &next));
                 if let Err(error) = spawned {
                     tracing::warn!(%error, "A journal segment stays without index until the next start");
                 }
@@ -417,8 +418,8 @@ impl Writer {
     }
 }
 
-fn seal(segment: &Segment) {
-    if let Err(error) = index::build(segment) {
+fn seal(segment: &Segment, next: &Segment) {
+    if let Err(error) = index::build(segment, Some(next)) {
         tracing::warn!(path = %segment.path.display(), %error, "Cannot index a journal segment");
     }
 }

@@ -102,7 +102,7 @@ async fn every_credential_is_found_with_who_what_why_and_how_it_ended() {
     let found = issued(&domain, request.clone()).await;
     assert_eq!(found.len(), 4);
     assert_eq!(found.iter().filter(|r| r.kind() == Kind::WorkloadJwt && r.expires_at == plain.expires_at).count(), 2);
-    assert_eq!(issued(&domain, IssuedRequest { limit: 1, ..request.clone() }).await, found[..1]);
+    assert_eq!(issued(&domain, IssuedRequest { limit: 1, ..request.clone() }).await, found[found.len() - 1..], "the newest");
     // By time: the first alone was issued before the clock moved.
     let early = issued(&domain, IssuedRequest { until: started + 5, ..request.clone() }).await;
     assert_eq!(early.iter().map(|r| r.serial_or_jti.clone()).collect::<Vec<_>>(), [first.leaf.serial_decimal()]);
@@ -133,7 +133,7 @@ async fn refusals_are_written_down_too() {
     client.new_jwtsvid(request).await.unwrap_err();
     let refused = async || issued(&domain, IssuedRequest::default()).await.into_iter().find(|r| r.kind() == Kind::Refused);
     let record = world::until("the refusal", refused).await.unwrap();
-    assert_eq!((record.actor, record.reason.as_str()), (node.id.to_string(), "WorkloadJwt: entry not found or not authorized"));
+    assert_eq!((record.actor, record.reason.as_str()), (node.id.to_string(), "JWT-SVID of a workload: entry not found or not authorized"));
     assert!(record.body_sha256.is_empty() && record.serial_or_jti.is_empty(), "nothing was issued");
 }
 

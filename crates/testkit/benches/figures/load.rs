@@ -385,7 +385,7 @@ pub async fn journal_question() -> (u64, f64) {
     }
     let query = Query { spiffe_id: Some("spiffe://example.org/w/777777".to_owned()), ..Query::default() };
     let begun = Instant::now();
-    let found = search(directory.path(), &query).unwrap();
+    let found = search(directory.path(), &query).unwrap().records;
     assert!(found.len() == 10 && found.iter().rev().skip(1).all(|r| r.outcome == 1), "{}", found.len());
     (RECORDS, begun.elapsed().as_secs_f64() * 1000.0)
 }

@@ -248,7 +248,7 @@ async fn outcomes_that_a_crash_lost_leave_their_records_as_recorded() {
         recorded.settle(false);
     }
     close(journal, &clock);
-    let found = super::super::search(directory.path(), &super::super::Query::default()).unwrap();
+    let found = super::super::search(directory.path(), &super::super::Query::default()).unwrap().records;
     assert_eq!(found.iter().map(Record::outcome).collect::<Vec<_>>(), [Outcome::Recorded, Outcome::Recorded, Outcome::Failed]);
     assert_eq!(found, verify(directory.path()));
 }

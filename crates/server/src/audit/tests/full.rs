@@ -67,7 +67,7 @@ async fn on_a_small_disk(disk: &Path) {
     let records = verify(disk);
     assert_eq!(serials(&records), ["before", "after-1", "after-2"]);
     assert_eq!(records[0].outcome(), Outcome::Signed, "the outcome was kept until there was room");
-    assert_eq!(search(disk, &Query::default()).unwrap(), records);
+    assert_eq!(search(disk, &Query::default()).unwrap().records, records);
 
     close(open(settings(disk), &clock), &clock);
     assert_eq!(verify(disk), records, "and it opens again");

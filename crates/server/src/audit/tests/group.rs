@@ -119,7 +119,7 @@ async fn what_came_of_a_record_is_written_behind_it() {
         }
     }
     close(journal, &clock);
-    let found = super::super::search(directory.path(), &super::super::Query::default()).unwrap();
+    let found = super::super::search(directory.path(), &super::super::Query::default()).unwrap().records;
     let outcomes: Vec<Outcome> = found.iter().map(Record::outcome).collect();
     assert_eq!(outcomes, [Outcome::Signed, Outcome::Failed, Outcome::Recorded, Outcome::Signed]);
     assert_eq!(found, verify(directory.path()));

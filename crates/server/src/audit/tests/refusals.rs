@@ -39,7 +39,7 @@ async fn of_many_callers_a_thousand_refusals_a_second_are_written_down() {
     submit(&journal, vec![plain("")]).await.unwrap();
     assert_eq!(refused(directory.path()), 1001, "the next second has room again");
     let record = verify(directory.path()).into_iter().rfind(|r| r.kind() == WireKind::Refused).unwrap();
-    assert_eq!(record.reason, "WorkloadX509: entry not found");
+    assert_eq!(record.reason, "X509-SVID of a workload: entry not found");
     assert_eq!((record.actor.as_str(), record.spiffe_id.as_str()), ("spiffe://example.org/agent", "spiffe://example.org/w"));
 }
 

@@ -20,11 +20,14 @@ fn naive(all: &[Record], query: &Query) -> Vec<Record> {
     let matches = |r: &&Record| {
         is(&query.spiffe_id, &r.spiffe_id) && is(&query.serial_or_jti, &r.serial_or_jti) && is(&query.agent_id, &r.agent_id) && in_force(r)
     };
-    all.iter().filter(matches).take(limit).cloned().collect()
+    let found: Vec<Record> = all.iter().filter(matches).cloned().collect();
+    found[found.len().saturating_sub(limit)..].to_vec()
 }
 
 fn check(directory: &Path, all: &[Record], query: &Query) {
-    assert_eq!(search(directory, query).unwrap(), naive(all, query), "{query:?}");
+    let answer = search(directory, query).unwrap();
+    assert_eq!(answer.records, naive(all, query), "{query:?}");
+    assert_eq!(answer.damage, [], "{query:?}");
 }
 
 /// One record and what comes of it.
@@ -204,7 +207,7 @@ async fn a_busy_identity_does_not_hide_what_came_after() {
     let busy = Query { spiffe_id: Some("spiffe://example.org/busy".to_owned()), ..Query::default() };
     check(directory.path(), &all, &Query { agent_id: Some("spiffe://example.org/b".to_owned()), ..busy.clone() });
     check(directory.path(), &all, &Query { from_millis: Some(START_MILLIS + 10_505), ..busy });
-    let everything = search(directory.path(), &Query::default()).unwrap();
+    let everything = search(directory.path(), &Query::default()).unwrap().records;
     assert_eq!(everything.len(), 10_000, "one answer has an end");
 }
 
@@ -216,7 +219,7 @@ async fn the_open_segment_answers_while_it_is_written() {
     for n in 0..20 {
         submit(&journal, vec![plain(&n.to_string())]).await.unwrap();
         let query = Query { serial_or_jti: Some(n.to_string()), ..Query::default() };
-        assert_eq!(serials(&search(directory.path(), &query).unwrap()), [n.to_string()]);
+        assert_eq!(serials(&search(directory.path(), &query).unwrap().records), [n.to_string()]);
     }
 }
 
@@ -247,7 +250,117 @@ async fn a_segment_that_retention_took_away_is_passed_over() {
     let gone = Segment::new(directory.path(), 2);
     std::fs::remove_file(&gone.path).unwrap();
     std::os::unix::fs::symlink("nowhere", &gone.path).unwrap();
-    assert_eq!(serials(&search(directory.path(), &Query::default()).unwrap()), ["0", "2"]);
+    assert_eq!(serials(&search(directory.path(), &Query::default()).unwrap().records), ["0", "2"]);
     let by_serial = Query { serial_or_jti: Some("1".to_owned()), ..Query::default() };
-    assert!(search(directory.path(), &by_serial).unwrap().is_empty());
+    assert!(search(directory.path(), &by_serial).unwrap().records.is_empty());
+}
+
+#[tokio::test]
+async fn what_lives_long_is_found_by_time_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let day = |n: i64| START_MILLIS + n * 86_400_000;
+    // One credential for a month among many for an hour.
+    let record = |n: i64| {
+        let lifetime = if n == 300 { 30 * 86_400 } else { 3600 };
+        Record { time_millis: day(0) + n * 1000, expires_at: (day(0) + n * 1000) / 1000 + lifetime, ..plain(&n.to_string()) }
+    };
+    let all = sealed(directory.path(), (0..3000).map(record).collect()).await;
+    let query = Query { from_millis: Some(day(20)), until_millis: Some(day(21)), ..Query::default() };
+    assert_eq!(serials(&search(directory.path(), &query).unwrap().records), ["300"]);
+    check(directory.path(), &all, &query);
+    check(directory.path(), &all, &Query { from_millis: Some(day(31)), ..Query::default() });
+}
+
+/// Three sealed segments and an open one that is empty, with frames of all kinds.
+async fn three_segments(directory: &Path) -> Vec<Record> {
+    let clock = TestClock::new();
+    let journal = open(rolling(directory), &clock);
+    for n in 0..3_u8 {
+        let first = submit(
+            &journal,
+            (0..2).map(|k| Record { spiffe_id: format!("spiffe://example.org/{n}"), ..plain(&format!("{n}-{k}")) }).collect(),
+        );
+        journal.outcome(first.await.unwrap(), true);
+    }
+    close(journal, &clock);
+    assert_eq!(segments(directory).len(), 4);
+    verify(directory)
+}
+
+/// Questions of every kind that together concern every record.
+fn every_question() -> Vec<Query> {
+    let id = |n: u8| Query { spiffe_id: Some(format!("spiffe://example.org/{n}")), ..Query::default() };
+    let span = Query { from_millis: Some(START_MILLIS), until_millis: Some(START_MILLIS + 1), ..Query::default() };
+    vec![id(0), id(1), id(2), span, Query::default()]
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_sealed_segment_is_never_missed_in_silence() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = three_segments(directory.path()).await;
+    // The last sealed segment ends with the newest frame of all, which nothing follows yet.
+    for pair in segments(directory.path())[..3].windows(2) {
+        let [segment, next] = pair else { panic!("two") };
+        let good = std::fs::read(&segment.path).unwrap();
+        for at in (0..good.len()).step_by(3) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&segment.path, &bad).unwrap();
+            let mut damage = Vec::new();
+            for query in every_question() {
+                let answer = search(directory.path(), &query).unwrap();
+                assert!(answer.records == naive(&all, &query) || !answer.damage.is_empty(), "byte {at}: {query:?}");
+                damage.extend(answer.damage);
+            }
+            assert!(!damage.is_empty(), "byte {at} of {}", good.len());
+            // What the first frame was chained to speaks against the end of the segment before as well.
+            assert!(damage.iter().any(|d| d.path == segment.path && d.at <= at as u64), "byte {at}: {damage:?}");
+            std::fs::remove_file(segment.index_path()).unwrap();
+            let found: Vec<Record> = every_question().iter().flat_map(|q| search(directory.path(), q).unwrap().records).collect();
+            let right: Vec<Record> = every_question().iter().flat_map(|q| naive(&all, q)).collect();
+            let says = every_question().iter().any(|q| !search(directory.path(), q).unwrap().damage.is_empty());
+            assert!(found == right || says, "byte {at} without an index");
+            std::fs::write(&segment.path, &good).unwrap();
+            super::super::index::build(segment, Some(next)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_an_index_changes_no_answer_and_the_index_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = three_segments(directory.path()).await;
+    let segment = segments(directory.path()).remove(1);
+    let good = std::fs::read(segment.index_path()).unwrap();
+    for at in (0..good.len()).step_by(7) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(segment.index_path(), &bad).unwrap();
+        for query in every_question() {
+            check(directory.path(), &all, &query);
+        }
+        let serial = Query { serial_or_jti: Some("1-0".to_owned()), ..Query::default() };
+        check(directory.path(), &all, &serial);
+        let agent = Query { agent_id: Some("spiffe://example.org/nobody".to_owned()), ..Query::default() };
+        check(directory.path(), &all, &agent);
+        assert_eq!(std::fs::read(segment.index_path()).unwrap(), good, "byte {at}");
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_was_damaged_before_it_was_sealed_says_so_at_every_question() {
+    let directory = tempfile::tempdir().unwrap();
+    three_segments(directory.path()).await;
+    let [first, next, ..] = &segments(directory.path())[..] else { panic!("four segments") };
+    let mut bytes = std::fs::read(&first.path).unwrap();
+    let second = parse(&bytes, None).bounds[1];
+    bytes[second + 3] = 0xff;
+    std::fs::write(&first.path, bytes).unwrap();
+    super::super::index::build(first, Some(next)).unwrap();
+    // Whoever is asked for may have stood where nothing can be read.
+    let id = Query { spiffe_id: Some("spiffe://example.org/nobody".to_owned()), ..Query::default() };
+    for query in [id, Query::default()] {
+        let damage = search(directory.path(), &query).unwrap().damage;
+        assert_eq!(damage.iter().map(|d| (&d.path, d.at)).collect::<Vec<_>>(), [(&first.path, second as u64)], "{query:?}");
+    }
 }
