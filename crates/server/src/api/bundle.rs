@@ -259,8 +259,9 @@ fn put(draft: &mut Draft<'_>, wanted: Bundle, how: Put, input_mask: Option<&type
         (Put::Update, Some(known)) => merge(known, wanted, input_mask),
         _ => wanted,
     };
-    // A document of a foreign trust domain that is older than the one held would bring revoked keys back.
-    if let (Put::Set, Some(known)) = (how, &known)
+    // A document of a foreign trust domain that is older than the one held would bring revoked keys back,
+    // whichever call brings it. To go back on purpose, delete the bundle first.
+    if let (Put::Set | Put::Update, Some(known)) = (how, &known)
         && merged.sequence_number != 0
         && merged.sequence_number < known.sequence_number
     {

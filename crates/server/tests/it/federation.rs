@@ -84,7 +84,9 @@ async fn bundles_are_created_once_updated_when_there_and_set_either_way() {
     assert_eq!(update(&domain, vec![other.clone()], Some(mask)).await, [Ok(expected)]);
     let mask = BundleMask { x509_authorities: true, jwt_authorities: true, ..BundleMask::default() };
     assert_eq!(update(&domain, vec![other.clone()], Some(mask)).await, [Ok(other.clone())]);
-    assert_eq!(update(&domain, vec![bundle.clone()], None).await, [Ok(bundle.clone())]);
+    let newer = Bundle { sequence_number: 9, ..bundle.clone() };
+    assert_eq!(update(&domain, vec![newer.clone()], None).await, [Ok(newer)]);
+    let other = Bundle { sequence_number: 10, ..other };
 
     let second = Foreign::new("two.test").wire(1);
     assert_eq!(set(&domain, vec![other.clone(), second.clone()]).await, [Ok(other), Ok(second)]);
@@ -98,6 +100,9 @@ async fn an_older_document_does_not_replace_a_newer_one() {
     set(&domain, vec![newer.clone()]).await;
     let text = "bundle has sequence number 7, older than 8 which is held";
     assert_eq!(set(&domain, vec![Foreign::new("one.test").wire(7)]).await, [Err((9, text.to_owned()))]);
+    assert_eq!(update(&domain, vec![Foreign::new("one.test").wire(7)], None).await, [Err((9, text.to_owned()))]);
+    let numbered = BundleMask { sequence_number: true, ..BundleMask::default() };
+    assert_eq!(update(&domain, vec![Foreign::new("one.test").wire(7)], Some(numbered)).await, [Err((9, text.to_owned()))]);
     assert_eq!(get(&domain, "one.test").await.unwrap(), newer);
     // One without a number says nothing about its age.
     let unnumbered = Foreign::new("one.test").wire(0);
