@@ -124,7 +124,7 @@ impl World {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         loop {
             let query = Query { limit: 10_000, ..Query::default() };
-            let mut records = search(&self.directory.path().join("journal"), &query).unwrap();
+            let mut records = search(&self.directory.path().join("journal"), &query).unwrap().records;
             records.retain(|r| !r.agent_id.is_empty() || r.spiffe_id == self.agent.spiffe_id.as_str() || r.spiffe_id.ends_with("/minted"));
             if records.len() == count && records.iter().all(|r| r.outcome() != Outcome::Recorded) {
                 return records;

@@ -11,7 +11,7 @@ mod segment;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::issue::{Kind, Linted, Permission as _};

@@ -12,8 +12,9 @@ use countersign_wire::agent::{
 use countersign_wire::journal::{IssuedRequest, Kind, Outcome};
 use countersign_wire::types;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::journal;
 use crate::world::{self, Anyhow, Domain, NodeIdentity, id_to_wire, spiffe_id};
@@ -35,11 +36,13 @@ fn first(token: &str, csr: Vec<u8>) -> AttestAgentRequest {
     AttestAgentRequest { step: Some(Step::Params(Params { data: Some(data), params: Some(AgentX509svidParams { csr }) })) }
 }
 
-/// An exchange that is open.
-async fn exchange(domain: &Domain) -> (mpsc::Sender<AttestAgentRequest>, Streaming<AttestAgentResponse>) {
+/// An exchange that is open, and its first answer: the head of the server's answer comes with that.
+async fn exchange(domain: &Domain) -> (mpsc::Sender<AttestAgentRequest>, JoinSet<Result<Option<AttestAgentResponse>, Status>>) {
     let (requests, receiver) = mpsc::channel(2);
     let mut client = AgentClient::new(domain.connect(None).await.unwrap());
-    (requests, client.attest_agent(ReceiverStream::new(receiver)).await.unwrap().into_inner())
+    let mut answer = JoinSet::new();
+    answer.spawn(async move { client.attest_agent(ReceiverStream::new(receiver)).await?.into_inner().message().await });
+    (requests, answer)
 }
 
 #[tokio::test]
@@ -92,7 +95,7 @@ async fn tokens_that_cannot_be_are_not_made() {
 async fn of_fifty_attempts_at_once_one_redeems_the_token() {
     let domain = Arc::new(Domain::start().await.unwrap());
     let token = domain.token(Some(&spiffe_id("/alias"))).await.unwrap();
-    let mut attempts = tokio::task::JoinSet::new();
+    let mut attempts = JoinSet::new();
     for _ in 0..50 {
         let (domain, token) = (Arc::clone(&domain), token.clone());
         attempts.spawn(async move { domain.join(&token).await.map_err(|e| status(&e).unwrap().message().to_owned()) });
@@ -168,15 +171,16 @@ async fn messages_that_are_no_attestation_are_refused_with_the_reason() {
         (params("tpm", b"t", &csr), "error getting node attestor: could not find node attestor type \"tpm\""),
     ];
     for (step, text) in cases {
-        let (requests, mut answers) = exchange(&domain).await;
+        let (requests, mut answer) = exchange(&domain).await;
         requests.send(AttestAgentRequest { step }).await.unwrap();
-        let status: Status = world::soon("a refusal", answers.message()).await.unwrap_err();
+        let status = world::soon("a refusal", answer.join_next()).await.unwrap().unwrap().unwrap_err();
         assert_eq!(status.message(), text);
     }
     // Ending without a word.
-    let (requests, mut answers) = exchange(&domain).await;
+    let (requests, mut answer) = exchange(&domain).await;
     drop(requests);
-    assert_eq!(world::soon("a refusal", answers.message()).await.unwrap_err().message(), "the attestation ended early");
+    let status = world::soon("a refusal", answer.join_next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(status.message(), "the attestation ended early");
     assert_eq!(count(&domain).await, 0);
 }
 
@@ -189,13 +193,13 @@ async fn whoever_hangs_up_leaves_nothing_or_a_whole_node() {
     for attempt in 0..40u32 {
         let token = domain.token(Some(&spiffe_id(&format!("/hang/{attempt}")))).await.unwrap();
         let key = world::key();
-        let (requests, answers) = exchange(&domain).await;
+        let (requests, answer) = exchange(&domain).await;
         requests.send(first(&token, key.request(None, &[]).unwrap())).await.unwrap();
         let moment = tokio::time::Instant::now() + Duration::from_micros(u64::from(attempt) * 100);
         while tokio::time::Instant::now() < moment {
             tokio::task::yield_now().await;
         }
-        drop((requests, answers));
+        drop((requests, answer));
         // The same node asks again, as an agent does, and gets its identity whatever happened.
         let node = domain.join_with(&token, key).await.unwrap();
         let mut client = AgentClient::new(domain.connect(Some(&node)).await.unwrap());

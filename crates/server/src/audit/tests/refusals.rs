@@ -108,7 +108,7 @@ async fn a_report_that_cannot_be_written_is_made_again() {
 fn unwritten(jobs: mpsc::Sender<Job>) -> Journal {
     Journal {
         jobs,
-        shared: Shared::default(),
+        shared: super::super::writer::Shared::default(),
         directory: Arc::default(),
         clock: DebugClock(TestClock::new()),
         server_id: "server-1".into(),
