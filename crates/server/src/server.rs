@@ -294,14 +294,14 @@ fn readiness(api: &Api) -> observe::Readiness {
     Arc::new(move || {
         let mut body = serde_json::json!({ "server": {} });
         let mut ready = true;
-        for (part, trouble) in api.health() {
-            let (name, error) = match part {
+        for part in api.health() {
+            let (name, error) = match part.name {
                 "authority" => ("server.ca", "sign_x509_svid_err"),
                 "journal" => ("server.journal", "write_err"),
                 _ => ("server.store", "write_err"),
             };
-            ready &= trouble.is_none();
-            let details = trouble.map_or_else(|| serde_json::json!({}), |trouble| serde_json::json!({ error: trouble }));
+            ready &= part.trouble.is_none() || !part.is_essential;
+            let details = part.trouble.map_or_else(|| serde_json::json!({}), |trouble| serde_json::json!({ error: trouble }));
             if let Some(parts) = body.as_object_mut() {
                 parts.insert(name.to_owned(), details);
             }
@@ -331,7 +331,7 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             streams,
             lag: slowest.map_or(0, |applied| snapshot.revision().saturating_sub(applied)),
             expires_in,
-            healthy: api.health().map(|(part, trouble)| (part, trouble.is_none())),
+            healthy: api.health().map(|part| (part.name, part.trouble.is_none())),
             handshakes_failed: counters.handshakes_failed.load(Ordering::Relaxed),
             turned_away: counters.turned_away.load(Ordering::Relaxed),
             refusals: api.journal.refusals(),

@@ -32,8 +32,11 @@ impl Healthcheck {
         };
         let unhealthy = |why: &str| Failure::new(format!("{} is unhealthy: {why}", name.to_lowercase()));
         match answer(channel).await {
-            Ok((true, _)) => {
+            Ok((true, trouble)) => {
                 output::line(&format!("{name} is healthy."));
+                if let Some(trouble) = trouble {
+                    output::line(&format!("But {trouble}."));
+                }
                 Ok(())
             }
             Ok((false, None)) => Err(unhealthy("it returned status \"NOT_SERVING\"")),
@@ -48,7 +51,7 @@ pub(crate) async fn check(channel: Channel) -> Result<bool, tonic::Status> {
     Ok(answer(channel).await?.0)
 }
 
-/// Whether it says it serves, and why not where it says so.
+/// Whether it says it serves, and what is wrong where it says so.
 async fn answer(channel: Channel) -> Result<(bool, Option<String>), tonic::Status> {
     let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
     let reason = answer.metadata().get(countersign_server::api::HEALTH_REASON_HEADER).and_then(|r| r.to_str().ok()).map(str::to_owned);

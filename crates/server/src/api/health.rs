@@ -1,5 +1,8 @@
 //! Whether the server can do its work, and if not, why; told by gRPC health, `/ready` and a metric. No health by service.
 //!
+//! Not ready means that nothing can be issued. A store that cannot be written is told of and does not count: agents go on
+//! being served from the snapshot, and taking the server out of its load balancer would end exactly that.
+//!
 //! Nothing is tried here: authorities, journal and store say what came of their last attempt, and try again by themselves.
 
 use std::pin::Pin;
@@ -12,19 +15,28 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
 use super::Api;
 
-/// Header of the answer that says why the server does not serve.
+/// Header of the answer that says what is wrong, whether the server serves or not.
 pub const HEALTH_REASON_HEADER: &str = "countersign-health-reason";
 
+/// A part of the server that can fail.
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    /// What is wrong with it, for the operator.
+    pub(crate) trouble: Option<String>,
+    /// Whether nothing can be issued without it.
+    pub(crate) is_essential: bool,
+}
+
 impl Api {
-    /// Each part that issuance needs, and what is wrong with it.
-    pub(crate) fn health(&self) -> [(&'static str, Option<String>); 3] {
+    /// Each part, and what is wrong with it.
+    pub(crate) fn health(&self) -> [Part; 3] {
         let has_bundle = || self.store.snapshot().bundle(self.trust_domain.name()).is_some();
         let authority = (!self.authorities.is_ready()).then_some("no X.509 authority is active");
         let authority = authority.or_else(|| (!has_bundle()).then_some("the trust domain has no bundle"));
         [
-            ("authority", authority.map(str::to_owned)),
-            ("journal", self.journal.trouble().map(|e| e.to_string())),
-            ("store", self.store.trouble().map(|e| e.to_string())),
+            Part { name: "authority", trouble: authority.map(str::to_owned), is_essential: true },
+            Part { name: "journal", trouble: self.journal.trouble().map(|e| e.to_string()), is_essential: true },
+            Part { name: "store", trouble: self.store.trouble().map(|e| e.to_string()), is_essential: false },
         ]
     }
 }
@@ -35,8 +47,10 @@ impl health_server::Health for Api {
         if !request.into_inner().service.is_empty() {
             return Err(Status::invalid_argument("per-service health is not supported"));
         }
-        let troubles: Vec<String> = self.health().into_iter().filter_map(|(_, trouble)| trouble).collect();
-        let status = if troubles.is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let parts = self.health();
+        let fails = parts.iter().any(|part| part.is_essential && part.trouble.is_some());
+        let status = if fails { ServingStatus::NotServing } else { ServingStatus::Serving };
+        let troubles: Vec<String> = parts.into_iter().filter_map(|part| part.trouble).collect();
         let mut response = Response::new(HealthCheckResponse { status: status.into() });
         // The message has no place for a reason; who looks for it finds it beside.
         if let Some(reason) = MetadataValue::try_from(troubles.join("; ")).ok().filter(|_| !troubles.is_empty()) {

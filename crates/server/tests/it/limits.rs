@@ -380,7 +380,7 @@ async fn floods_of_strangers_and_of_an_agent_keep_nobody_from_its_identity_and_d
 
     let records = issued(&domain, IssuedRequest::default()).await;
     let refusals = AT_ONCE + began.elapsed().as_secs() / SECONDS_EACH + 1;
-    let of_loud = records.iter().filter(|r| r.kind() == Kind::Refused && r.reason.starts_with("WorkloadJwt")).count() as u64;
+    let of_loud = records.iter().filter(|r| r.kind() == Kind::Refused && r.reason.starts_with("JWT-SVID of a workload")).count() as u64;
     assert!((AT_ONCE..=refusals).contains(&of_loud), "{of_loud} refusals are written down, at most {refusals} are expected");
     // One record more for each report of what was left out.
     let reports = 1 + began.elapsed().as_secs() / 30;
