@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -85,7 +85,8 @@ impl Store {
         let trimmed_at = now();
         let trouble = Trouble::default();
         let room = options.vfs.is_none().then(|| options.path.with_extension("room-probe"));
-        let writer = Writer { database, snapshot, publish, now, trimmed_at, trouble: Arc::clone(&trouble), room };
+        let writer =
+            Writer { database, snapshot, publish, now, trimmed_at, trouble: Arc::clone(&trouble), probed_at: Instant::now(), room };
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(queue))
@@ -256,6 +257,7 @@ struct Writer<D> {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     trimmed_at: Timestamp,
     trouble: Trouble,
+    probed_at: Instant,
     /// A file beside the store by which it is found out whether there is room; none where the disk is a test's.
     room: Option<PathBuf>,
 }
@@ -279,6 +281,10 @@ impl Writer<Sqlite> {
                 }
             };
             self.serve(first, &mut queue);
+            // Requests that keep coming must not hide that there is room again.
+            if self.is_troubled() && self.probed_at.elapsed() >= RETRY_INTERVAL {
+                self.probe();
+            }
             if (self.now)().since(self.trimmed_at) >= TRIM_INTERVAL {
                 self.trim();
             }
@@ -295,6 +301,7 @@ impl Writer<Sqlite> {
     /// Remembers whether anything can be written. A request may fail by its own fault, so what counts is this: room in a
     /// file that goes again, and a write that changes nothing.
     fn probe(&mut self) {
+        self.probed_at = Instant::now();
         let tried = self.room.as_deref().map_or(Ok(()), has_room).and_then(|()| self.database.begin()).and_then(|()| {
             self.catch_up()?;
             head::rewrite(&mut self.database)?;
@@ -376,9 +383,6 @@ impl Writer<Sqlite> {
         };
         if result.is_err() {
             self.database.rollback();
-        }
-        // A success may have changed nothing, which succeeds on a full disk as well; the probe tells when there is room.
-        if result.is_err() {
             self.probe();
         }
         for job in jobs {
