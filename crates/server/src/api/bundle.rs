@@ -253,6 +253,8 @@ impl Api {
 
 fn put(draft: &mut Draft<'_>, wanted: Bundle, how: Put, input_mask: Option<&types::BundleMask>) -> Result<Arc<Bundle>, Status> {
     let known = draft.snapshot().bundle(wanted.trust_domain().name()).map(Arc::clone);
+    // Of the document as it came: a mask may leave its number out and take its keys all the same.
+    let sequence_number = wanted.sequence_number;
     let merged = match (how, &known) {
         (Put::Create, Some(_)) => return Err(Status::already_exists("bundle already exists")),
         (Put::Update, None) => return Err(Status::not_found("bundle not found")),
@@ -262,10 +264,10 @@ fn put(draft: &mut Draft<'_>, wanted: Bundle, how: Put, input_mask: Option<&type
     // A document of a foreign trust domain that is older than the one held would bring revoked keys back,
     // whichever call brings it. To go back on purpose, delete the bundle first.
     if let (Put::Set | Put::Update, Some(known)) = (how, &known)
-        && merged.sequence_number != 0
-        && merged.sequence_number < known.sequence_number
+        && sequence_number != 0
+        && sequence_number < known.sequence_number
     {
-        let text = format!("bundle has sequence number {}, older than {} which is held", merged.sequence_number, known.sequence_number);
+        let text = format!("bundle has sequence number {sequence_number}, older than {} which is held", known.sequence_number);
         return Err(Status::failed_precondition(text));
     }
     let merged = Arc::new(merged);

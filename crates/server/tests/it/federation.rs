@@ -103,6 +103,9 @@ async fn an_older_document_does_not_replace_a_newer_one() {
     assert_eq!(update(&domain, vec![Foreign::new("one.test").wire(7)], None).await, [Err((9, text.to_owned()))]);
     let numbered = BundleMask { sequence_number: true, ..BundleMask::default() };
     assert_eq!(update(&domain, vec![Foreign::new("one.test").wire(7)], Some(numbered)).await, [Err((9, text.to_owned()))]);
+    // A mask that leaves the number out does not let its keys in either.
+    let keys_alone = BundleMask { x509_authorities: true, ..BundleMask::default() };
+    assert_eq!(update(&domain, vec![Foreign::new("one.test").wire(7)], Some(keys_alone)).await, [Err((9, text.to_owned()))]);
     assert_eq!(get(&domain, "one.test").await.unwrap(), newer);
     // One without a number says nothing about its age.
     let unnumbered = Foreign::new("one.test").wire(0);
