@@ -184,14 +184,15 @@ async fn admit(
     let node = Arc::new(node);
     let redeem = attested.redeem;
     let outcome = api.store.write(caller.actor(), move |draft| keep(draft, &node, redeem, now)).await.map_err(|e| status::store(&e))?;
+    // Whatever came of it, the next who shows this secret is looked up before a signature is spent on it.
+    if let Some(secret) = redeem {
+        api.attested.redeemed(&secret);
+    }
     match outcome {
         Kept::Yes => {}
         Kept::Banned => return Err(banned()),
         Kept::NoToken => return Err(unknown_token()),
         Kept::Expired => return Err(Status::invalid_argument("join token expired")),
-    }
-    if let Some(secret) = redeem {
-        api.attested.redeemed(&secret);
     }
     api.saw(&agent_id, None);
     api.metrics.issued("agent_x509", 1);

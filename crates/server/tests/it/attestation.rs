@@ -64,7 +64,9 @@ async fn an_expired_token_is_refused_and_used_up() {
     assert_eq!((made.value.as_str(), made.expires_at), ("short-lived", domain.clock.now().secs() + 60));
     clock.advance(Duration::from_secs(60));
     assert_eq!(refusal(domain.join("short-lived").await), (Code::InvalidArgument, "join token expired".to_owned()));
+    let records = journal::issued(&domain, IssuedRequest::default()).await.len();
     assert_eq!(refusal(domain.join("short-lived").await), (Code::InvalidArgument, GONE.to_owned()));
+    assert_eq!(journal::issued(&domain, IssuedRequest::default()).await.len(), records, "no signature is spent on it again");
     assert_eq!(count(&domain).await, 0);
 }
 
