@@ -104,7 +104,11 @@ impl Metrics {
         registry.register("refused", "Refused calls by reason", self.refused.clone());
         registry.register("issued", "Issued credentials by kind", self.issued.clone());
         registry.register("expires_in_seconds", "Time to the end of the server's own credentials and authorities", self.expires_in.clone());
-        registry.register("healthy", "Whether each part that issuance needs can do its work", self.healthy.clone());
+        registry.register(
+            "healthy",
+            "Whether authority, journal and store can do their work; nothing is issued without the first two",
+            self.healthy.clone(),
+        );
         registry.register("revision", "Newest revision of the log", self.revision.clone());
         registry.register("entries", "Registration entries", self.entries.clone());
         registry.register("agents", "Attested agents", self.agents.clone());

@@ -42,6 +42,8 @@ pub(crate) fn invalid(caller: &Caller, message: &str, cause: impl std::fmt::Disp
     let text = format!("{message}: {cause}");
     if caller.is_logged() {
         tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), error = %cause, "Invalid argument: {message}");
+    } else {
+        tracing::debug!(caller_id = %caller.actor(), error = %cause, "Invalid argument: {message}");
     }
     Status::invalid_argument(text)
 }
@@ -50,6 +52,8 @@ pub(crate) fn invalid(caller: &Caller, message: &str, cause: impl std::fmt::Disp
 pub(crate) fn invalid_plain(caller: &Caller, message: &str) -> Status {
     if caller.is_logged() {
         tracing::error!(caller_id = %caller.actor(), authorized_as = caller.kind.name(), "Invalid argument: {message}");
+    } else {
+        tracing::debug!(caller_id = %caller.actor(), "Invalid argument: {message}");
     }
     Status::invalid_argument(message)
 }
@@ -77,18 +81,19 @@ pub(crate) fn store(error: &StoreError) -> Status {
     }
 }
 
-/// Why something was not issued.
+/// Why something was not issued. The journal says itself, once, that it cannot be written; a line for each credential would
+/// go to a disk that is often the same.
 pub(crate) fn issue(error: &IssueError) -> Status {
     match error {
         IssueError::NoAuthority(_) | IssueError::NotBegun { .. } => Status::unavailable(error.to_string()),
         IssueError::Lint(lint) => Status::invalid_argument(lint.to_string()),
         IssueError::Journal(JournalError::Closed) => Status::unavailable(error.to_string()),
         IssueError::Journal(JournalError::Full(_)) => {
-            tracing::error!(%error, "Cannot record what is to be issued");
+            tracing::debug!(%error, "Cannot record what is to be issued");
             Status::unavailable("the disk of the issuance journal is full, so nothing can be issued")
         }
         IssueError::Journal(JournalError::Failed { .. }) => {
-            tracing::error!(%error, "Cannot record what is to be issued");
+            tracing::debug!(%error, "Cannot record what is to be issued");
             Status::unavailable(format!("the issuance journal cannot be written, so nothing can be issued; {SEE_LOG}"))
         }
         IssueError::Keys(_) => {

@@ -262,7 +262,6 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "Issuance stopped");
                 for (reply, _) in replies {
                     let _ = reply.send(Err(error.clone()));
                 }
@@ -324,8 +323,10 @@ impl Writer {
 
     fn note(&self, found: Option<JournalError>) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.is_none() && trouble.is_some() {
-            tracing::info!("The issuance journal can be written again");
+        match (&found, &*trouble) {
+            (Some(error), None) => tracing::error!(%error, "Issuance stopped"),
+            (None, Some(_)) => tracing::info!("The issuance journal can be written again"),
+            (None, None) | (Some(_), Some(_)) => {}
         }
         *trouble = found;
     }
@@ -394,7 +395,8 @@ impl Writer {
         let mut total: u64 = segments.iter().map(|s| size(&s.path) + size(&s.index_path())).sum();
         let oldest_kept = self.clock.now().before(self.settings.retention);
         for segment in segments.iter().filter(|s| **s != self.segment) {
-            let newest = index::newest(segment).unwrap_or(countersign_identity::Timestamp::from_millis(i64::MAX));
+            // A segment that is damaged at its beginning must not keep all behind it from going.
+            let newest = index::newest(segment).or_else(|| written_at(&segment.path)).unwrap_or(oldest_kept);
             if total <= self.settings.bytes_max && newest >= oldest_kept {
                 break;
             }
@@ -416,6 +418,12 @@ impl Writer {
             );
         }
     }
+}
+
+/// When a file was last written to.
+fn written_at(path: &Path) -> Option<countersign_identity::Timestamp> {
+    let since_epoch = std::fs::metadata(path).ok()?.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(countersign_identity::Timestamp::from_millis(i64::try_from(since_epoch.as_millis()).ok()?))
 }
 
 fn seal(segment: &Segment, next: &Segment) {
