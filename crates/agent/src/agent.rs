@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_transport::clock::{SharedClock, sleep};
+use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::{HEADER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX};
 use countersign_transport::random::SharedRandom;
 use countersign_transport::unix::SocketError;
@@ -222,7 +222,7 @@ async fn join(node: &Node, clock: &SharedClock, random: &SharedRandom) -> Result
             NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) => {
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
                 // Jitter: a rack that comes back after a power cut must not ask in step.
-                sleep(clock.as_ref(), retry.mul_f64(0.8 + 0.4 * random.fraction())).await;
+                clock.sleep_for(retry.mul_f64(0.8 + 0.4 * random.fraction())).await;
                 retry = (retry * 2).min(JOIN_RETRY_MAX);
                 // A clock that was ahead at the start may have been corrected meanwhile.
                 if let Some(svid) = node.load()? {

@@ -42,26 +42,86 @@ pub(crate) trait Issuer: Send + Sync {
     ) -> Pending<'a, Result<Vec<Vec<u8>>, Status>>;
 }
 
+/// An entry to fetch an SVID for, and what is known of the workload that waits for it.
+type Item = (Arc<str>, Arc<[Selector]>);
+
+/// When the first items of a plan are due.
+struct Later {
+    renewal: Option<Timestamp>,
+    wait: Option<Duration>,
+}
+
+/// An item is stale if `due` says otherwise by now.
+type Heap<T> = BinaryHeap<Reverse<(T, Arc<str>)>>;
+
 #[derive(Debug, Default)]
 struct Plan {
-    /// Due times; an item is stale if `due` says otherwise by now.
-    heap: BinaryHeap<Reverse<(Timestamp, Arc<str>)>>,
+    renewals: Heap<Timestamp>,
+    waits: Heap<Duration>,
     due: HashMap<Arc<str>, Planned>,
+}
+
+/// When an item is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// At this time of day, at which its certificate is to be renewed.
+    At(Timestamp),
+    /// Once this much steady time has passed: a clock that is set back makes nobody wait.
+    After(Duration),
+}
+
+impl Due {
+    fn has_come(self, now: Timestamp, steady: Duration) -> bool {
+        match self {
+            Self::At(at) => at <= now,
+            Self::After(after) => after <= steady,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 struct Planned {
-    at: Timestamp,
+    due: Due,
     attempts: u32,
     in_flight: bool,
     facts: Arc<[Selector]>,
 }
 
 impl Plan {
-    fn set(&mut self, id: &Arc<str>, at: Timestamp, attempts: u32, facts: Arc<[Selector]>) {
-        self.due.insert(Arc::clone(id), Planned { at, attempts, in_flight: false, facts });
-        self.heap.push(Reverse((at, Arc::clone(id))));
+    fn set(&mut self, id: &Arc<str>, due: Due, attempts: u32, facts: Arc<[Selector]>) {
+        self.due.insert(Arc::clone(id), Planned { due, attempts, in_flight: false, facts });
+        match due {
+            Due::At(at) => self.renewals.push(Reverse((at, Arc::clone(id)))),
+            Due::After(after) => self.waits.push(Reverse((after, Arc::clone(id)))),
+        }
     }
+
+    /// The next item if it is due; what is waited for goes before what is renewed. If none is, when the first ones are.
+    fn take(&mut self, now: Timestamp, steady: Duration) -> Result<Item, Later> {
+        let wait = first(&mut self.waits, &self.due, Due::After);
+        let renewal = first(&mut self.renewals, &self.due, Due::At);
+        let id = match (&wait, &renewal) {
+            (Some((after, id)), _) if *after <= steady => id,
+            (_, Some((at, id))) if *at <= now => id,
+            _ => return Err(Later { renewal: renewal.map(|(at, _)| at), wait: wait.map(|(after, _)| after) }),
+        };
+        let facts = self.due.get_mut(id).map(|planned| {
+            planned.in_flight = true;
+            Arc::clone(&planned.facts)
+        });
+        Ok((Arc::clone(id), facts.unwrap_or_default()))
+    }
+}
+
+/// The first item that still counts; those before it that do not are dropped.
+fn first<T: Copy + Ord>(heap: &mut Heap<T>, due: &HashMap<Arc<str>, Planned>, of: fn(T) -> Due) -> Option<(T, Arc<str>)> {
+    while let Some(Reverse((at, id))) = heap.peek() {
+        if due.get(id).is_some_and(|planned| planned.due == of(*at) && !planned.in_flight) {
+            return Some((*at, Arc::clone(id)));
+        }
+        heap.pop();
+    }
+    None
 }
 
 /// Fetches and renews the SVIDs of workloads.
@@ -89,7 +149,7 @@ impl Rotator {
         if entries.is_empty() {
             return;
         }
-        let now = self.clock.now();
+        let steady = self.clock.steady();
         let room = self.cache.has_room();
         let mut plan = self.lock();
         for entry in entries.iter().filter(|e| !e.store_svid) {
@@ -99,9 +159,10 @@ impl Rotator {
                 continue;
             }
             if self.cache.subscribers.concerns(entry) {
-                plan.set(&id, now, 0, Arc::default());
+                plan.set(&id, Due::After(steady), 0, Arc::default());
             } else if room && !entry.additional_attributes.disable_x509_svid_prefetch {
-                plan.set(&id, now.after(PREFETCH_SPREAD.mul_f64(self.random.fraction())), 0, Arc::default());
+                let spread = PREFETCH_SPREAD.mul_f64(self.random.fraction());
+                plan.set(&id, Due::After(steady + spread), 0, Arc::default());
             }
         }
         drop(plan);
@@ -110,14 +171,14 @@ impl Rotator {
 
     /// A workload with these selectors waits for these identities.
     pub(crate) fn want(&self, identities: &[Identity], facts: &Arc<[Selector]>) {
-        let now = self.clock.now();
+        let (now, steady) = (self.clock.now(), self.clock.steady());
         let mut plan = self.lock();
         for identity in identities {
             let id: Arc<str> = identity.entry.id.as_str().into();
             match plan.due.get(&id) {
                 // Under way, or failed a moment ago: its time will come.
-                Some(planned) if planned.in_flight || planned.attempts > 0 || planned.at <= now => {}
-                _ => plan.set(&id, now, 0, Arc::clone(facts)),
+                Some(planned) if planned.in_flight || planned.attempts > 0 || planned.due.has_come(now, steady) => {}
+                _ => plan.set(&id, Due::After(steady), 0, Arc::clone(facts)),
             }
         }
         drop(plan);
@@ -126,12 +187,12 @@ impl Rotator {
 
     /// The server is back: what failed is tried at once.
     pub(crate) fn retry_now(&self) {
-        let now = self.clock.now();
+        let steady = self.clock.steady();
         let mut plan = self.lock();
         let failed: Vec<(Arc<str>, Arc<[Selector]>)> =
             plan.due.iter().filter(|(_, p)| p.attempts > 0 && !p.in_flight).map(|(id, p)| (Arc::clone(id), Arc::clone(&p.facts))).collect();
         for (id, facts) in failed {
-            plan.set(&id, now, 0, facts);
+            plan.set(&id, Due::After(steady), 0, facts);
         }
         drop(plan);
         self.wake.notify_one();
@@ -152,34 +213,17 @@ impl Rotator {
     }
 
     /// Waits for the next entry that is due.
-    async fn next(&self) -> (Arc<str>, Arc<[Selector]>) {
+    async fn next(&self) -> Item {
         loop {
-            let now = self.clock.now();
-            let until = {
-                let mut plan = self.lock();
-                loop {
-                    let Some(Reverse((at, id))) = plan.heap.peek().cloned() else { break None };
-                    let current = plan.due.get(&id).is_some_and(|p| p.at == at && !p.in_flight);
-                    if !current {
-                        plan.heap.pop();
-                        continue;
-                    }
-                    if at > now {
-                        break Some(at);
-                    }
-                    plan.heap.pop();
-                    if let Some(planned) = plan.due.get_mut(&id) {
-                        planned.in_flight = true;
-                        return (id, Arc::clone(&planned.facts));
-                    }
-                }
+            let taken = self.lock().take(self.clock.now(), self.clock.steady());
+            let Later { renewal, wait } = match taken {
+                Ok(item) => return item,
+                Err(later) => later,
             };
-            match until {
-                Some(at) => tokio::select! {
-                    () = self.clock.sleep_until(at) => {}
-                    () = self.wake.notified() => {}
-                },
-                None => self.wake.notified().await,
+            tokio::select! {
+                () = self.clock.sleep_until(renewal.unwrap_or_default()), if renewal.is_some() => {}
+                () = self.clock.sleep_for(wait.unwrap_or_default().saturating_sub(self.clock.steady())), if wait.is_some() => {}
+                () = self.wake.notified() => {}
             }
         }
     }
@@ -196,7 +240,7 @@ impl Rotator {
             return;
         }
         if let Some(svid) = identity.svid.as_ref().filter(|s| s.renew_at > now) {
-            self.lock().set(id, svid.renew_at, 0, Arc::default());
+            self.lock().set(id, Due::At(svid.renew_at), 0, Arc::default());
             return;
         }
         let entry = &identity.entry;
@@ -209,10 +253,10 @@ impl Rotator {
                 let kept = self.cache.svid_put(id, svid);
                 let mut plan = self.lock();
                 if kept {
-                    plan.set(id, at, 0, Arc::default());
+                    plan.set(id, Due::At(at), 0, Arc::default());
                 } else if self.cache.identity(id).is_some() {
                     // The entry changed while the request was under way.
-                    plan.set(id, now, 0, Arc::clone(facts));
+                    plan.set(id, Due::After(self.clock.steady()), 0, Arc::clone(facts));
                 } else {
                     plan.due.remove(id);
                 }
@@ -223,7 +267,7 @@ impl Rotator {
                 let wait =
                     (RETRY_FIRST * 2u32.saturating_pow(attempts.min(16) - 1)).min(RETRY_MAX).mul_f64(0.8 + 0.4 * self.random.fraction());
                 tracing::warn!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID");
-                self.lock().set(id, now.after(wait), attempts, Arc::clone(facts));
+                self.lock().set(id, Due::After(self.clock.steady() + wait), attempts, Arc::clone(facts));
                 self.cache.svid_failed(id, &reason);
             }
         }
@@ -279,14 +323,13 @@ mod tests {
     use super::*;
     use crate::cache::Update;
 
-    #[test]
-    fn what_is_under_way_is_not_asked_for_a_second_time() {
+    /// A rotator, a clock, and an entry that a stream with these facts waits for.
+    fn rotator() -> (Rotator, Arc<Cache>, VirtualClock, Entry, Arc<[Selector]>) {
         let own = TrustDomain::parse("example.org").expect("a name");
         let cache = Arc::new(Cache::new(own.clone(), Arc::default(), 10));
-        let clock = Arc::new(VirtualClock::at(Timestamp::from_secs(1_800_000_000)));
-        let rotator = Rotator::new(Arc::clone(&cache), clock, Arc::new(Seeded::new(1)), KeyType::EcP256, Arc::default());
+        let clock = VirtualClock::at(Timestamp::from_secs(1_800_000_000));
+        let rotator = Rotator::new(Arc::clone(&cache), Arc::new(clock.clone()), Arc::new(Seeded::new(1)), KeyType::EcP256, Arc::default());
         let facts: Arc<[Selector]> = Arc::new([Selector::new("unix", "uid:1").expect("a selector")]);
-        let _stream = cache.subscribers.join(Arc::clone(&facts));
         let entry = countersign_wire::entry::from_wire(&countersign_wire::types::Entry {
             id: "web".to_owned(),
             spiffe_id: Some(countersign_wire::id::to_wire(&own.with_path("/web").expect("a path"))),
@@ -294,7 +337,42 @@ mod tests {
             selectors: countersign_wire::id::selectors_to_wire(&facts),
             ..Default::default()
         });
-        let applied = cache.apply(Update { entries: vec![Arc::new(entry.expect("an entry"))], ..Update::default() });
+        (rotator, cache, clock, entry.expect("an entry"), facts)
+    }
+
+    struct Failing;
+
+    impl Issuer for Failing {
+        fn issue_x509<'a>(
+            &'a self,
+            _: &'a Entry,
+            _: Vec<u8>,
+            _: Option<Timestamp>,
+            _: &'a [Selector],
+        ) -> Pending<'a, Result<Vec<Vec<u8>>, Status>> {
+            Box::pin(std::future::ready(Err(Status::unavailable("away"))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_delays_no_retry() {
+        let (rotator, cache, clock, entry, facts) = rotator();
+        cache.apply(Update { entries: vec![Arc::new(entry)], ..Update::default() });
+        rotator.want(&cache.identities(&facts, Timestamp::EPOCH), &facts);
+        let (id, facts) = rotator.next().await;
+        rotator.fetch(&Failing, &id, &facts).await;
+        let next_is_ready = || pin!(rotator.next()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        clock.step_back(Duration::from_secs(3600));
+        assert!(!next_is_ready(), "it is not tried again at once");
+        clock.advance(RETRY_FIRST.mul_f64(1.2));
+        assert!(next_is_ready());
+    }
+
+    #[test]
+    fn what_is_under_way_is_not_asked_for_a_second_time() {
+        let (rotator, cache, _clock, entry, facts) = rotator();
+        let _stream = cache.subscribers.join(Arc::clone(&facts));
+        let applied = cache.apply(Update { entries: vec![Arc::new(entry)], ..Update::default() });
         let next_is_ready = || pin!(rotator.next()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
 
         // The stream, woken by the update, is quicker than whoever applied it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_plugins::Pending;
-use countersign_transport::clock::{SharedClock, sleep};
+use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
 use countersign_wire::node::node_client::NodeClient;
 use countersign_wire::node::{self as wire, Ack, FollowRequest, FollowResponse, follow_request, issue_request};
@@ -182,13 +182,13 @@ impl Sync {
                 Ended::Lost(reason) => {
                     tracing::warn!(reason, retry_interval = ?retry, "Lost the server, serving what is held");
                     let wait = retry.mul_f64(0.8 + 0.4 * self.random.fraction());
-                    sleep(self.clock.as_ref(), wait).await;
+                    self.clock.sleep_for(wait).await;
                     retry = (retry * 2).min(RETRY_MAX);
                 }
                 // An identity is not given up because two clocks differ.
                 Ended::Refused(Reason::AgentExpired) if svid.expires_at > self.clock.now() => {
                     tracing::warn!(expires_at = %svid.expires_at, "The server says the agent's SVID has ended; do the clocks differ?");
-                    sleep(self.clock.as_ref(), retry).await;
+                    self.clock.sleep_for(retry).await;
                     retry = (retry * 2).min(RETRY_MAX);
                 }
                 Ended::Refused(Reason::AgentBanned) => {
@@ -244,7 +244,7 @@ impl Sync {
                 Err(error) => {
                     tracing::error!(%error, retry_interval = ?retry, "Could not reattest agent");
                     // Jitter: agents whose node rows went together must not ask in step.
-                    sleep(self.clock.as_ref(), retry.mul_f64(0.8 + 0.4 * self.random.fraction())).await;
+                    self.clock.sleep_for(retry.mul_f64(0.8 + 0.4 * self.random.fraction())).await;
                     retry = (retry * 2).min(RETRY_MAX);
                 }
             }
@@ -292,7 +292,7 @@ impl Sync {
         mut messages: impl Stream<Item = Result<FollowResponse, Status>> + Unpin,
         out: mpsc::Sender<FollowRequest>,
     ) -> Ended {
-        let mut renew_at = svid.renew_at;
+        let mut renew_again_at = None;
         let mut renew_retry = RENEW_RETRY;
         let mut complete = false;
         let mut acknowledge_at = None;
@@ -318,17 +318,26 @@ impl Sync {
                     acknowledge_at = None;
                     let _ = self.acknowledge(&out).await;
                 }
-                () = self.clock.sleep_until(renew_at) => match self.renew(svid).await {
+                () = self.renewal_due(svid, renew_again_at) => match self.renew(svid).await {
                     Renewal::Done => return Ended::Renewed,
                     Renewal::Refused(reason) => return Ended::Refused(reason),
                     Renewal::Failed if svid.expires_at <= self.clock.now() => return Ended::Lost("the agent's SVID has ended".to_owned()),
                     // Changes arrive meanwhile.
                     Renewal::Failed => {
-                        renew_at = self.clock.now().after(renew_retry.mul_f64(0.8 + 0.4 * self.random.fraction()));
+                        let wait = renew_retry.mul_f64(0.8 + 0.4 * self.random.fraction());
+                        renew_again_at = Some(self.clock.steady() + wait);
                         renew_retry = (renew_retry * 2).min(RENEW_RETRY_MAX);
                     }
                 },
             }
+        }
+    }
+
+    /// Returns when the SVID is to be renewed: at its time, and after a failure once the wait is over, by steady time.
+    async fn renewal_due(&self, svid: &NodeSvid, again_at: Option<Duration>) {
+        match again_at {
+            Some(at) => self.clock.sleep_for(at.saturating_sub(self.clock.steady())).await,
+            None => self.clock.sleep_until(svid.renew_at).await,
         }
     }
 

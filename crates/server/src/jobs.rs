@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use countersign_store::{Actor, Change};
-use countersign_transport::clock::sleep;
 
 use crate::api::Api;
 
@@ -31,7 +30,7 @@ pub(crate) struct NodePruning {
 /// Runs for as long as the process lives.
 pub(crate) async fn run(api: Api, nodes: Option<NodePruning>) {
     loop {
-        sleep(api.clock.as_ref(), PRUNE_INTERVAL).await;
+        api.clock.sleep_for(PRUNE_INTERVAL).await;
         let now = api.clock.now();
         prune_entries(&api, now).await;
         if let Some(nodes) = &nodes {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::next_renewal;
+use countersign_identity::rotation::{BACKDATE, next_renewal};
 use countersign_identity::{Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyPair;
 use countersign_transport::clock::SharedClock;
@@ -16,6 +16,9 @@ use crate::policy::Allowed;
 
 /// Wait after a failed renewal.
 const RETRY: Duration = Duration::from_secs(5);
+/// Whether it is time is looked at this often, because no time of day comes when the clock was set back: for so long at most
+/// the server presents what its agents cannot verify yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The identity the TCP listener presents.
 pub(crate) struct OwnIdentity {
@@ -35,6 +38,7 @@ impl std::fmt::Debug for OwnIdentity {
 #[derive(Debug, Default)]
 struct Current {
     chain: Vec<Vec<u8>>,
+    issued_at: Timestamp,
     renew_at: Timestamp,
     expires_at: Timestamp,
 }
@@ -73,20 +77,32 @@ impl OwnIdentity {
         let chain = vec![issued.certificate];
         let identity = tls::identity(&chain, pair.pkcs8()).map_err(|e| IssueError::Bug(e.to_string()))?;
         self.presented.store(Arc::new(Some(identity)));
-        let renew_at = next_renewal(clock.now(), clock.now(), issued.expires_at, 0.0);
-        self.current.store(Arc::new(Current { chain, renew_at, expires_at: issued.expires_at }));
+        let issued_at = clock.now();
+        let renew_at = next_renewal(issued_at, issued_at, issued.expires_at, 0.0);
+        self.current.store(Arc::new(Current { chain, issued_at, renew_at, expires_at: issued.expires_at }));
         Ok(())
     }
 
     /// Renews for as long as the process lives.
     pub(crate) async fn run(self: Arc<Self>, authorities: Arc<Authorities>, clock: SharedClock) {
         loop {
-            clock.sleep_until(self.current.load().renew_at).await;
+            let (issued_at, renew_at) = {
+                let current = self.current.load();
+                (current.issued_at, current.renew_at)
+            };
+            tokio::select! {
+                () = clock.sleep_until(renew_at) => {}
+                () = clock.sleep_for(LOOK_AGAIN) => {}
+            }
+            // What was issued later than now begins later than now: the clock was ahead, and was set right.
+            if (issued_at.before(BACKDATE)..renew_at).contains(&clock.now()) {
+                continue;
+            }
             match self.renew(&authorities, &clock).await {
                 Ok(()) => tracing::info!(expires_at = %self.expires_at(), "Server SVID rotated"),
                 Err(error) => {
                     tracing::error!(%error, "Could not rotate server SVID");
-                    clock.sleep_until(clock.now().after(RETRY)).await;
+                    clock.sleep_for(RETRY).await;
                 }
             }
         }

@@ -16,7 +16,8 @@ pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> Timestamp;
 
-    /// Returns once it is this late.
+    /// Returns once it is this late, however the clock is set meanwhile. For what is tied to a time of day, such as the end of
+    /// a certificate; whoever just waits uses [`Clock::sleep_for`].
     fn sleep_until(&self, at: Timestamp) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
     /// Time that has passed since a fixed moment; whoever sets the clock does not change it.
@@ -61,9 +62,4 @@ impl Clock for SystemClock {
     fn sleep_for(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(tokio::time::sleep(how_long))
     }
-}
-
-/// Waits this long by this clock.
-pub async fn sleep(clock: &dyn Clock, how_long: Duration) {
-    clock.sleep_until(clock.now().after(how_long)).await;
 }

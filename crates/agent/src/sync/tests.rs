@@ -33,13 +33,12 @@ fn applied(requests: &mut mpsc::Receiver<FollowRequest>) -> Option<u64> {
     }
 }
 
-#[tokio::test]
-async fn what_arrives_does_not_wait_for_an_acknowledgement_that_is_put_off() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let (clock, random): (SharedClock, SharedRandom) =
-        (Arc::new(VirtualClock::at(Timestamp::from_secs(1_800_000_000))), Arc::new(Seeded::new(1)));
-    let config = config(directory.path());
-    let files = Files::new(directory.path()).expect("files");
+/// What follows a server at the agent's side, its SVID ending in an hour.
+fn following(directory: &std::path::Path) -> (Sync, Arc<Rotator>, VirtualClock, Arc<NodeSvid>) {
+    let virtual_clock = VirtualClock::at(Timestamp::from_secs(1_800_000_000));
+    let (clock, random): (SharedClock, SharedRandom) = (Arc::new(virtual_clock.clone()), Arc::new(Seeded::new(1)));
+    let config = config(directory);
+    let files = Files::new(directory).expect("files");
     let node = Arc::new(Node::new(&config, files.clone(), Arc::clone(&clock), Arc::clone(&random)));
     let cache = Arc::new(Cache::new(config.trust_domain.clone(), node.bundles(), 10));
     let rotator = Arc::new(Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), KeyType::EcP256, Arc::default()));
@@ -55,6 +54,27 @@ async fn what_arrives_does_not_wait_for_an_acknowledgement_that_is_put_off() {
         reattestable: false,
         slot: 0,
     });
+    (sync, rotator, virtual_clock, svid)
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_delays_no_second_attempt_at_a_renewal() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (sync, _rotator, clock, svid) = following(directory.path());
+    let again_at = sync.clock.steady() + RENEW_RETRY;
+    let mut due = pin!(sync.renewal_due(&svid, Some(again_at)));
+    let mut is_due = || due.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+    assert!(!is_due());
+    clock.step_back(Duration::from_secs(3600));
+    assert!(!is_due());
+    clock.advance(RENEW_RETRY);
+    assert!(is_due());
+}
+
+#[tokio::test]
+async fn what_arrives_does_not_wait_for_an_acknowledgement_that_is_put_off() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (sync, rotator, _clock, svid) = following(directory.path());
     let (server, messages) = mpsc::channel(4);
     let (out, mut requests) = mpsc::channel(4);
     let mut retry = RETRY_FIRST;

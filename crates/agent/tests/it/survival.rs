@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use countersign_testkit::clock::VirtualClock;
-use countersign_testkit::domain::until;
+use countersign_testkit::domain::{own_uid, until};
 use countersign_testkit::workload::first;
 use countersign_transport::clock::Clock as _;
 use tonic::Code;
 
-use crate::support::{OWN, World, answer, claims, next, next_with, paths, verify};
+use crate::support::{OWN, World, answer, claims, message, next, next_with, paths, verify};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(300);
@@ -144,6 +144,25 @@ async fn a_clock_stepped_back_by_an_hour_breaks_nothing_that_is_held() {
     for svid in &workload.x509_svid().await.unwrap().svids {
         verify(svid, clock.now());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_by_an_hour_delays_no_reconnecting() {
+    let (mut world, clock) = World::still("agent_ttl = \"8h\"\nca_ttl = \"72h\"", "").await;
+    clock.advance(120 * MINUTE);
+    world.domain.stop_server().await;
+    let mut looks = 0;
+    let waiting = || {
+        looks += 1;
+        std::future::ready((looks > 40).then_some(()))
+    };
+    while_time_passes(&clock, "the agent is between two attempts", waiting).await;
+    clock.step_back(60 * MINUTE);
+    world.domain.start_server().await.unwrap();
+    world.domain.entry_from(message("/web", &[own_uid()])).await.unwrap();
+    let workload = world.workload().await;
+    // Far less than an hour passes in this.
+    while_time_passes(&clock, "the agent has heard of the entry", || async { first(workload.x509_bundles().await.ok()?).await.ok() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,7 +150,7 @@ impl Journal {
     /// Writes down that a known caller was refused. Not waited for: nothing was issued. Of each caller a bounded number is
     /// written and the others are counted, so that a caller who keeps asking cannot fill the disk.
     pub(crate) fn refused(&self, kind: Kind, actor: &Actor, subject: &str, reason: &str) {
-        if !self.shared.refusals.admit(actor, self.clock.0.now()) {
+        if !self.shared.refusals.admit(actor, self.clock.0.steady()) {
             return;
         }
         // A reason may quote what was asked for, which may be large.

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use countersign_identity::Timestamp;
 use countersign_store::Actor;
 
 use crate::ratelimit::{Rate, Samples};
@@ -36,7 +35,7 @@ impl std::fmt::Debug for Refusals {
 
 impl Refusals {
     /// Counts a refusal; whether it is written down too.
-    pub(super) fn admit(&self, actor: &Actor, now: Timestamp) -> bool {
+    pub(super) fn admit(&self, actor: &Actor, now: Duration) -> bool {
         self.all.fetch_add(1, Ordering::Relaxed);
         let admitted = self.samples.admit(actor, now);
         if !admitted {

@@ -60,7 +60,7 @@ impl Clock for TestClock {
     }
 
     fn steady(&self) -> Duration {
-        Duration::ZERO
+        self.now().since(Timestamp::from_millis(START_MILLIS))
     }
 
     fn sleep_for(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {

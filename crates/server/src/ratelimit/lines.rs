@@ -54,7 +54,7 @@ impl Lines {
 
     /// Whether one more line about this is written. If not, it has been counted.
     pub(crate) fn admit(&self, about: &About) -> bool {
-        self.samples.admit(about, self.clock.now())
+        self.samples.admit(about, self.clock.steady())
     }
 
     /// Says how many lines were left out since the last time, a line for each whose they were.

@@ -12,7 +12,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{SpiffeId, Timestamp};
+use countersign_identity::SpiffeId;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::prefix::Prefix;
 use tonic::metadata::MetadataMap;
@@ -130,7 +130,7 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
 
     async fn pass(&self, key: &K, count: u32, patience: Duration) -> Result<(), Exceeded> {
         let Some(mut turn) = self.line_up(key, count, patience)? else { return Ok(()) };
-        self.clock.sleep_until(turn.at).await;
+        self.clock.sleep_for(turn.wait).await;
         turn.has_come = true;
         Ok(())
     }
@@ -138,7 +138,7 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     /// Takes the tokens; a turn if they are not there yet.
     fn line_up(&self, key: &K, count: u32, patience: Duration) -> Result<Option<Turn<'_, K>>, Exceeded> {
         let mut state = self.lock();
-        let now = self.clock.now();
+        let now = self.clock.steady();
         let own = state.waiting.get(&Some(key.clone())).copied().unwrap_or_default();
         let is_room = state.waiting_in_all < WAITING_MAX && own < WAITING_OF_CALLER_MAX;
         let patience = if is_room { patience } else { Duration::ZERO };
@@ -148,7 +148,7 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
         }
         state.waiting_in_all += 1;
         *state.waiting.entry(taken.from.clone()).or_default() += 1;
-        Ok(Some(Turn { limiter: self, from: taken.from, count, at: now.after(taken.wait), has_come: false }))
+        Ok(Some(Turn { limiter: self, from: taken.from, count, wait: taken.wait, has_come: false }))
     }
 }
 
@@ -157,7 +157,7 @@ struct Turn<'a, K: Hash + Eq + Clone> {
     limiter: &'a Limiter<K>,
     from: Option<K>,
     count: u32,
-    at: Timestamp,
+    wait: Duration,
     has_come: bool,
 }
 

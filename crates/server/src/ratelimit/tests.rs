@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use countersign_testkit::clock::VirtualClock;
 
 use super::*;
+use countersign_identity::Timestamp;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -37,6 +38,24 @@ fn who_is_over_its_limit_waits_for_its_turn_in_order() {
     assert!(poll(&mut third).is_ready());
     drop((second, third));
     assert!(limiter.lock().waiting.is_empty() && limiter.lock().waiting_in_all == 0);
+}
+
+#[test]
+fn a_clock_that_is_set_delays_no_turn_and_gives_nobody_more() {
+    let (limiter, clock) = limiter();
+    assert!(poll(&mut pass(&limiter, 1, PATIENCE_MAX)).is_ready());
+    let mut second = pass(&limiter, 1, PATIENCE_MAX);
+    assert!(poll(&mut second).is_pending());
+    clock.step_back(3600 * SECOND);
+    let mut third = pass(&limiter, 1, PATIENCE_MAX);
+    assert!(poll(&mut third).is_pending());
+    clock.advance(SECOND);
+    assert!(poll(&mut second).is_ready() && poll(&mut third).is_pending());
+    clock.step_forward(2 * 3600 * SECOND);
+    let mut fourth = pass(&limiter, 1, PATIENCE_MAX);
+    assert!(poll(&mut third).is_pending() && poll(&mut fourth).is_pending());
+    clock.advance(2 * SECOND);
+    assert!(poll(&mut third).is_ready() && poll(&mut fourth).is_ready());
 }
 
 #[test]

@@ -2,18 +2,21 @@
 //! authority is made or dropped for it, and agents keep their line.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_identity::{Bundle, BundleSet, Timestamp, jwt};
+use countersign_transport::clock::Clock as _;
 use countersign_wire::journal::{IssuedRequest, Kind, Record};
 use countersign_wire::node::node_client::NodeClient;
 use countersign_wire::node::{IssueRequest, JwtParams, issue_request, issue_response};
+use countersign_wire::types;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::following::Follower;
 use crate::journal;
-use crate::world::{self, Domain, HOUR, entry};
+use crate::world::{self, Domain, HOUR, ROUND, entry};
 
 /// One of each for a workload, over the agent's connection.
 async fn issue(line: &Channel, entry_id: &str) -> Result<(Certificate, String), Status> {
@@ -80,6 +83,22 @@ async fn an_hour_forward_and_an_hour_back_are_nothing_to_a_server_and_its_agents
     // Nobody renewed over and over: one for each question, and the server's own.
     let own = records(&domain).await.iter().filter(|r| r.kind() == Kind::OwnX509).count();
     assert!(own <= 6, "{own} certificates of the server itself");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_stops_neither_the_jobs_nor_the_renewal_of_the_servers_own_certificate() {
+    let (domain, clock) = world::virtual_domain("agent_ttl = \"8h\"\nca_ttl = \"72h\"").await;
+    clock.advance(2 * HOUR);
+    world::settled(&domain).await;
+    let node = world::node(&domain).await;
+    clock.step_back(HOUR);
+    assert!(domain.connect(None).await.is_err(), "the server's certificate begins in an hour");
+    clock.advance(Duration::from_secs(6));
+    world::settled(&domain).await;
+    let expires_at = clock.now().after(Duration::from_secs(10)).secs();
+    domain.entry_from(types::Entry { expires_at, ..entry(&node.id, "/w", &["uid:1"]) }).await.unwrap();
+    // Fewer rounds than an hour has.
+    world::rounds("the pruning", &clock, ROUND, async || world::list(&domain).await.is_empty().then_some(())).await;
 }
 
 #[tokio::test]
