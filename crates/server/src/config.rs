@@ -152,7 +152,7 @@ impl Config {
         let (key_manager, node_attestors, store_path) = read_plugins(plugins)?;
         let config = Self {
             journal: read_journal(&mut server, &data_dir)?,
-            ratelimit: read_ratelimit(&mut server)?,
+            ratelimit: read_ratelimit(&mut server, agent_ttl.min(guaranteed_lifetime(ca_ttl)))?,
             jwt_key_type: key_type(&mut server, "jwt_key_type")?.unwrap_or(ca_key_type),
             ca_subject: ca_subject(&mut server)?,
             admin_ids: server.strings("admin_ids")?.iter().map(|s| s.parse(|t| SpiffeId::parse(t))).collect::<Result<_, _>>()?,
@@ -245,8 +245,8 @@ fn read_journal(server: &mut Section, data_dir: &Path) -> Result<audit::Settings
 }
 
 /// `ratelimit { attestation, signing }`, both on unless switched off.
-fn read_ratelimit(server: &mut Section) -> Result<ratelimit::Settings, ConfigError> {
-    let mut settings = ratelimit::Settings { attestation: true, signing: true };
+fn read_ratelimit(server: &mut Section, agent_ttl: Duration) -> Result<ratelimit::Settings, ConfigError> {
+    let mut settings = ratelimit::Settings { attestation: true, signing: true, agent_ttl };
     let Some(mut block) = server.section("ratelimit")? else { return Ok(settings) };
     if let Some(attestation) = block.boolean("attestation")? {
         settings.attestation = attestation.value;

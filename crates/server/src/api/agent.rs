@@ -136,7 +136,7 @@ impl agent_server::Agent for Api {
         let caller = Self::caller(&request)?;
         let identity = Self::agent(&request)?;
         let patience = ratelimit::patience(request.metadata());
-        self.rate_limits.x509(&identity.spiffe_id, 1, patience).await.map_err(|e| self.over_limit(&caller, e))?;
+        self.rate_limits.renewal(&identity.spiffe_id, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         let api = self.clone();
         // In a task of its own: once the renewal is durable it runs to its end, even if the agent hangs up.
         let renewal = tokio::spawn(async move { api.renew(&caller, &identity, request.into_inner()).await });
@@ -176,6 +176,8 @@ impl agent_server::Agent for Api {
     async fn post_status(&self, request: Request<agent::PostStatusRequest>) -> Result<Response<agent::PostStatusResponse>, Status> {
         let caller = Self::caller(&request)?;
         let agent_id = Self::agent(&request)?.spiffe_id.clone();
+        let patience = ratelimit::patience(request.metadata());
+        self.rate_limits.status(&agent_id, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         let version = request.into_inner().agent_version;
         if version.len() > AGENT_VERSION_BYTES_MAX {
             return Err(status::invalid_plain(&caller, "agent version is too long"));

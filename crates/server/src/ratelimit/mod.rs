@@ -30,6 +30,18 @@ pub(crate) const SIGNING_BURST: u32 = 500;
 const ATTESTATION: Rate = Rate { burst: 1, every: Duration::from_secs(1) };
 /// 500 signatures a second for each agent.
 const SIGNING: Rate = Rate { burst: SIGNING_BURST, every: Duration::from_millis(2) };
+/// Ten statuses a second of each agent, as in SPIRE; an agent tells its version once it has joined.
+const STATUS: Rate = Rate { burst: 10, every: Duration::from_millis(100) };
+/// Renewals of an agent at once: as many attempts as its backoff makes in six minutes.
+const RENEWAL_BURST: u32 = 10;
+/// One more renewal this often. Each is a record in the store's log for all, and an agent needs a few a day; a failed one is
+/// tried again after five seconds, and later after a minute.
+const RENEWAL_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// The same where agents' SVIDs live so short that ten seconds were too seldom: an agent renews after a quarter of the life
+/// at the earliest, and may do so twice as often.
+const RENEWALS_IN_A_LIFE: u32 = 8;
+/// Shorter than this no agent waits between two renewals.
+const RENEWAL_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Calls that wait at one limit, all callers together; each holds a stream and its request.
 const WAITING_MAX: usize = 4096;
 /// Calls of one caller that wait: as many as fit on one connection, so that one caller does not take all the places.
@@ -40,6 +52,8 @@ const WAITING_OF_CALLER_MAX: usize = 256;
 pub(crate) struct Settings {
     pub(crate) attestation: bool,
     pub(crate) signing: bool,
+    /// Shortest life of agents' SVIDs, which says how often they are renewed.
+    pub(crate) agent_ttl: Duration,
 }
 
 /// The caller is over its limit, and its turn does not come in time.
@@ -52,12 +66,21 @@ pub(crate) struct RateLimits {
     attestation: Option<Limiter<Prefix>>,
     x509: Option<Limiter<SpiffeId>>,
     jwt: Option<Limiter<SpiffeId>>,
+    renewal: Option<Limiter<SpiffeId>>,
+    status: Limiter<SpiffeId>,
 }
 
 impl RateLimits {
     pub(crate) fn new(settings: Settings, clock: &SharedClock) -> Self {
-        let signing = || settings.signing.then(|| Limiter::new(SIGNING, clock.clone()));
-        Self { attestation: settings.attestation.then(|| Limiter::new(ATTESTATION, clock.clone())), x509: signing(), jwt: signing() }
+        let limiter = |rate| Limiter::new(rate, clock.clone());
+        let interval = (settings.agent_ttl / RENEWALS_IN_A_LIFE).clamp(RENEWAL_INTERVAL_MIN, RENEWAL_INTERVAL_MAX);
+        Self {
+            attestation: settings.attestation.then(|| Limiter::new(ATTESTATION, clock.clone())),
+            x509: settings.signing.then(|| limiter(SIGNING)),
+            jwt: settings.signing.then(|| limiter(SIGNING)),
+            renewal: settings.signing.then(|| limiter(Rate { burst: RENEWAL_BURST, every: interval })),
+            status: limiter(STATUS),
+        }
     }
 
     /// Waits until this caller may attest.
@@ -75,6 +98,20 @@ impl RateLimits {
             Some(limiter) => limiter.pass(agent, count, patience).await,
             None => Ok(()),
         }
+    }
+
+    /// Waits until this agent may renew its SVID. For its share of renewals it does not wait: whoever has used that up is told
+    /// to come again later.
+    pub(crate) async fn renewal(&self, agent: &SpiffeId, patience: Duration) -> Result<(), Exceeded> {
+        if let Some(limiter) = &self.renewal {
+            limiter.pass(agent, 1, Duration::ZERO).await?;
+        }
+        self.x509(agent, 1, patience).await
+    }
+
+    /// Waits until this agent may tell its status.
+    pub(crate) async fn status(&self, agent: &SpiffeId, patience: Duration) -> Result<(), Exceeded> {
+        self.status.pass(agent, 1, patience).await
     }
 
     /// Waits until this agent may have a token.

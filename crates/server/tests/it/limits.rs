@@ -10,7 +10,7 @@ use countersign_testkit::domain::status;
 use countersign_transport::clock::SystemClock;
 use countersign_transport::limits::ANONYMOUS_PER_ADDRESS_MAX;
 use countersign_wire::agent::agent_client::AgentClient;
-use countersign_wire::agent::{AgentX509svidParams, AttestAgentRequest, RenewAgentRequest, attest_agent_request};
+use countersign_wire::agent::{AgentX509svidParams, AttestAgentRequest, PostStatusRequest, RenewAgentRequest, attest_agent_request};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::journal::{IssuedRequest, Kind};
@@ -142,6 +142,56 @@ async fn an_agent_that_asks_for_too_many_signatures_stands_in_nobodys_way() {
 }
 
 #[tokio::test]
+async fn an_agent_has_a_share_of_renewals_and_of_statuses_and_the_next_one_has_its_own() {
+    let (domain, clock) = world::virtual_domain("").await;
+    let (greedy, other) = (world::node(&domain).await, world::node(&domain).await);
+    let agent = async |node| AgentClient::new(domain.connect(Some(node)).await.unwrap());
+    let (mut greedy, mut other) = (agent(&greedy).await, agent(&other).await);
+    let renew = async |agent: &mut AgentClient<Channel>| {
+        let params = Some(AgentX509svidParams { csr: world::key().request(None, &[]).unwrap() });
+        world::soon("a renewal", agent.renew_agent(RenewAgentRequest { params })).await.map(|_| ()).map_err(|s| s.code())
+    };
+    let mut renewed = 0;
+    for _ in 0..30 {
+        match renew(&mut greedy).await {
+            Ok(()) => renewed += 1,
+            Err(code) => assert_eq!(code, Code::ResourceExhausted),
+        }
+    }
+    assert_eq!(renewed, 10);
+    assert_eq!(renew(&mut other).await, Ok(()), "another agent has its own share");
+    clock.advance(Duration::from_secs(9));
+    assert_eq!(renew(&mut greedy).await, Err(Code::ResourceExhausted));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(renew(&mut greedy).await, Ok(()));
+    assert_eq!(renew(&mut greedy).await, Err(Code::ResourceExhausted));
+
+    let status = async |agent: &mut AgentClient<Channel>| {
+        let mut request = tonic::Request::new(PostStatusRequest::default());
+        request.set_timeout(Duration::from_millis(99));
+        world::soon("a status", agent.post_status(request)).await.map(|_| ()).map_err(|s| s.code())
+    };
+    for _ in 0..10 {
+        assert_eq!(status(&mut greedy).await, Ok(()));
+    }
+    assert_eq!(status(&mut greedy).await, Err(Code::ResourceExhausted));
+    assert_eq!(status(&mut other).await, Ok(()));
+}
+
+#[tokio::test]
+async fn an_agent_that_renews_as_often_as_it_needs_to_is_never_over_its_limit() {
+    // The shortest life that leaves an agent time between two renewals: it renews after a quarter of what is left.
+    for (life, pause) in [("4s", Duration::from_secs(1)), ("1m", Duration::from_secs(15)), ("1h", Duration::from_secs(900))] {
+        let (domain, clock) = world::virtual_domain(&format!("agent_ttl = \"{life}\"")).await;
+        let mut node = world::node(&domain).await;
+        for _ in 0..30 {
+            clock.advance(pause);
+            node = world::renewed(&domain, &node).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn limits_that_are_switched_off_are_off() {
     let (domain, _clock) = world::virtual_domain("ratelimit {\n attestation = false\n signing = false\n }").await;
     let (node, second) = (world::node(&domain).await, world::node(&domain).await);
@@ -149,6 +199,9 @@ async fn limits_that_are_switched_off_are_off() {
     let channel = domain.connect(Some(&node)).await.unwrap();
     for _ in 0..3 {
         assert_eq!(world::soon("a batch", batch(channel.clone(), 500)).await, Ok(500));
+    }
+    for _ in 0..30 {
+        world::soon("a renewal", world::renewed(&domain, &node)).await;
     }
 }
 
