@@ -30,6 +30,10 @@ pub const ANONYMOUS_MAX: usize = 8192;
 pub const ANONYMOUS_PER_ADDRESS_MAX: usize = 256;
 /// A connection without certificate is closed after this time: joining takes seconds, and nobody else needs one.
 pub const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
+/// How long after its handshake a connection may take until the head of its first request is there: as long as for the
+/// handshake, since whoever connects has something to ask. HTTP/2's pings begin after its preface only, and whoever answers
+/// them would hold a place for ever.
+pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call may take until its answer begins, its request included: a caller that sends half a request and waits
 /// must not outlive the decision that let it in.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -19,8 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::limits::{
-    ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX,
-    TCP_CONNECTIONS_MAX,
+    ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
 };
 use crate::prefix::Prefix;
 
@@ -31,6 +33,14 @@ pub struct TlsPeer {
     pub address: SocketAddr,
     /// What its certificate proves; nothing without one.
     pub identity: Option<Arc<TlsIdentity>>,
+    has_asked: Arc<AtomicBool>,
+}
+
+impl TlsPeer {
+    /// To be called for each request of this peer: a connection without one does not live long.
+    pub fn asks(&self) {
+        self.has_asked.store(true, Relaxed);
+    }
 }
 
 /// What a verified certificate proves.
@@ -51,6 +61,8 @@ pub struct Connection {
     peer: TlsPeer,
     /// When a connection without certificate is closed.
     closes: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// When it is closed if nothing has been asked on it.
+    must_ask: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Its place among those without certificate.
     _anonymous: Option<Place>,
     _place: OwnedSemaphorePermit,
@@ -68,7 +80,6 @@ pub struct Counters {
 /// Accepts connections for as long as somebody takes them. Handshakes run beside each other, bounded by address and in
 /// total, and so are connections without certificate; whoever is too slow or one too many is turned away without an answer.
 pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<Counters>) -> ReceiverStream<io::Result<Connection>> {
-    use std::sync::atomic::Ordering::Relaxed;
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(config);
@@ -114,8 +125,9 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                                 return;
                             }
                         }
-                        let peer = TlsPeer { address, identity };
-                        let _ = sender.send(Ok(Connection { stream, peer, closes, _anonymous: stranger, _place: place })).await;
+                        let peer = TlsPeer { address, identity, has_asked: Arc::default() };
+                        let must_ask = Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_TIMEOUT)));
+                        let _ = sender.send(Ok(Connection { stream, peer, closes, must_ask, _anonymous: stranger, _place: place })).await;
                     }
                     Ok(Err(error)) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
@@ -187,6 +199,16 @@ impl Drop for Place {
     }
 }
 
+impl Connection {
+    /// Whether nothing has been asked in the time there is for it; wakes the task when that is over.
+    fn is_mute(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.peer.has_asked.load(Relaxed) {
+            self.must_ask = None;
+        }
+        self.must_ask.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready())
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = TlsPeer;
 
@@ -202,7 +224,12 @@ impl AsyncRead for Connection {
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        // After the reading: what has arrived counts, even where this machine was too slow to look at it in time.
+        if read.is_pending() && self.is_mute(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 

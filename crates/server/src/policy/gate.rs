@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use countersign_identity::SpiffeId;
 use countersign_store::{Change, Node, Store, StoreError};
 use countersign_transport::clock::SharedClock;
-use countersign_transport::tcp::TlsIdentity;
+use countersign_transport::tcp::{TlsIdentity, TlsPeer};
 use countersign_wire::types::permission_denied_details::Reason;
 use tonic::Status;
 use tonic::body::Body;
@@ -223,6 +223,9 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        if let Some(peer) = request.extensions().get::<TlsPeer>() {
+            peer.asks();
+        }
         let gate = self.gate.clone();
         // The service that was polled ready serves the call; its clone takes its place.
         let clone = self.inner.clone();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use countersign_identity::BundleSet;
 use countersign_testkit::panics;
+use countersign_transport::limits::FIRST_REQUEST_TIMEOUT;
 use countersign_transport::tls;
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::attest_agent_request::{Params, Step};
@@ -19,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::{Code, Request};
 
+use crate::following::Follower;
 use crate::world::{self, Domain, NodeIdentity, trust_domain};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -106,6 +108,39 @@ fn cases() -> Vec<Vec<u8>> {
     ];
     cases.extend((1..12).map(|seed| [PREFACE, &noise(seed, 300)].concat()));
     cases
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_connects_and_asks_nothing_is_let_go_and_whoever_has_asked_stays() {
+    let domain = Domain::start().await.unwrap();
+    let node = world::node(&domain).await;
+    let mut follower = Follower::start(&domain, &node).await;
+    let whole = [PREFACE, b"\0\0\0\x04\0\0\0\0\0"].concat();
+    let mut silent = tokio::task::JoinSet::new();
+    let began = std::time::Instant::now();
+    for door in [Door::Stranger, Door::Agent] {
+        for said in [&[][..], &PREFACE[..PREFACE.len() / 2], &whole] {
+            let mut stream = open(&domain, &node, door).await;
+            stream.write_all(said).await.unwrap();
+            stream.flush().await.unwrap();
+            let said = said.len();
+            silent.spawn(async move {
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+                (door, said)
+            });
+        }
+    }
+    let mut ended = Vec::new();
+    let all = async {
+        while let Some(one) = silent.join_next().await {
+            assert!(began.elapsed() >= FIRST_REQUEST_TIMEOUT, "{one:?} is hurried");
+            ended.push(one.unwrap());
+        }
+    };
+    let in_time = tokio::time::timeout(world::DEADLINE, all).await.is_ok();
+    assert!(in_time, "only these have ended: {ended:?}");
+    domain.entry_from(world::entry(&node.id, "/later", &["uid:1"])).await.unwrap();
+    follower.until("the entry on the stream of before", |f| f.has("/later")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
