@@ -28,6 +28,10 @@ pub const ANONYMOUS_MAX: usize = 8192;
 /// Open connections without certificate from one address (of IPv6: one /64). Only nodes that join need one, for seconds; a
 /// rack behind one NAT address joins in waves of this size.
 pub const ANONYMOUS_PER_ADDRESS_MAX: usize = 256;
+/// Open connections of one SPIFFE ID, so that whoever has one workload's SVID cannot take the places of all agents. An agent
+/// needs two while it renews, and one more for each that the network lost and that is not noticed yet; a controller some for
+/// each of its replicas.
+pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 64;
 /// A connection without certificate is closed after this time: joining takes seconds, and nobody else needs one.
 pub const ANONYMOUS_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long after its handshake a connection may take until the head of its first request is there: as long as for the

@@ -1,6 +1,7 @@
 //! TCP with TLS: accepting under limits, and handing each connection on with what its certificate proves.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,8 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::limits::{
-    ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
+    ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, CONNECTIONS_PER_IDENTITY_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT,
+    HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
 };
 use crate::prefix::Prefix;
 
@@ -64,7 +65,9 @@ pub struct Connection {
     /// When it is closed if nothing has been asked on it.
     must_ask: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Its place among those without certificate.
-    _anonymous: Option<Place>,
+    _anonymous: Option<Place<Prefix>>,
+    /// Its place among those of the same identity.
+    _known: Option<Place<SpiffeId>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -78,7 +81,8 @@ pub struct Counters {
 }
 
 /// Accepts connections for as long as somebody takes them. Handshakes run beside each other, bounded by address and in
-/// total, and so are connections without certificate; whoever is too slow or one too many is turned away without an answer.
+/// total, and so are connections without certificate; those with one are bounded by identity and in total. Whoever is too
+/// slow or one too many is turned away without an answer.
 pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<Counters>) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -86,6 +90,7 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
         let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
         let handshakes = Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX);
         let anonymous = Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX);
+        let known = Places::new(TCP_CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -103,7 +108,8 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                 counters.turned_away.fetch_add(1, Relaxed);
                 continue;
             };
-            let (acceptor, sender, counters, anonymous) = (acceptor.clone(), sender.clone(), Arc::clone(&counters), Arc::clone(&anonymous));
+            let (acceptor, sender, counters) = (acceptor.clone(), sender.clone(), Arc::clone(&counters));
+            let (anonymous, known) = (Arc::clone(&anonymous), Arc::clone(&known));
             tokio::spawn(async move {
                 // INVARIANT: without TCP_NODELAY each call waits 40 ms for a delayed acknowledgement.
                 let shaken = stream.set_nodelay(true).is_ok().then(|| tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
@@ -116,18 +122,24 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                     Ok(Ok(stream)) => {
                         tracing::trace!(hop = "accepts a connection");
                         let identity = identity_of(&stream);
-                        let (mut closes, mut stranger) = (None, None);
-                        if identity.is_none() {
-                            closes = Some(Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX)));
-                            stranger = anonymous.take(Prefix::of(address.ip()));
-                            if stranger.is_none() {
-                                counters.turned_away.fetch_add(1, Relaxed);
-                                return;
+                        let (closes, stranger, member) = match &identity {
+                            Some(identity) => (None, None, known.take(identity.spiffe_id.clone())),
+                            None => {
+                                let closes = Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX));
+                                (Some(closes), anonymous.take(Prefix::of(address.ip())), None)
                             }
+                        };
+                        if stranger.is_none() && member.is_none() {
+                            counters.turned_away.fetch_add(1, Relaxed);
+                            let spiffe_id = identity.as_ref().map(|i| i.spiffe_id.as_str());
+                            tracing::debug!(%address, spiffe_id, "Too many connections from there, turned away");
+                            return;
                         }
                         let peer = TlsPeer { address, identity, has_asked: Arc::default() };
                         let must_ask = Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_TIMEOUT)));
-                        let _ = sender.send(Ok(Connection { stream, peer, closes, must_ask, _anonymous: stranger, _place: place })).await;
+                        let _ = sender
+                            .send(Ok(Connection { stream, peer, closes, must_ask, _anonymous: stranger, _known: member, _place: place }))
+                            .await;
                     }
                     Ok(Err(error)) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
@@ -155,45 +167,45 @@ fn identity_of(stream: &TlsStream<TcpStream>) -> Option<Arc<TlsIdentity>> {
     }))
 }
 
-/// Places that are taken by address and in total, for as long as whoever took one holds it.
+/// Places that are taken by address or identity and in total, for as long as whoever took one holds it.
 #[derive(Debug)]
-struct Places {
+struct Places<K> {
     max: usize,
-    per_prefix_max: usize,
-    taken: Mutex<(usize, HashMap<Prefix, usize>)>,
+    of_one_max: usize,
+    taken: Mutex<(usize, HashMap<K, usize>)>,
 }
 
-impl Places {
-    fn new(max: usize, per_prefix_max: usize) -> Arc<Self> {
-        Arc::new(Self { max, per_prefix_max, taken: Mutex::default() })
+impl<K: Hash + Eq + Clone> Places<K> {
+    fn new(max: usize, of_one_max: usize) -> Arc<Self> {
+        Arc::new(Self { max, of_one_max, taken: Mutex::new((0, HashMap::new())) })
     }
 
-    fn take(self: &Arc<Self>, prefix: Prefix) -> Option<Place> {
+    fn take(self: &Arc<Self>, whose: K) -> Option<Place<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_prefix = taken.1.get(&prefix).copied().unwrap_or_default();
-        if taken.0 >= self.max || of_prefix >= self.per_prefix_max {
+        let of_one = taken.1.get(&whose).copied().unwrap_or_default();
+        if taken.0 >= self.max || of_one >= self.of_one_max {
             return None;
         }
         taken.0 += 1;
-        taken.1.insert(prefix, of_prefix + 1);
-        Some(Place { places: Arc::clone(self), prefix })
+        taken.1.insert(whose.clone(), of_one + 1);
+        Some(Place { places: Arc::clone(self), whose })
     }
 }
 
 #[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    prefix: Prefix,
+struct Place<K: Hash + Eq> {
+    places: Arc<Places<K>>,
+    whose: K,
 }
 
-impl Drop for Place {
+impl<K: Hash + Eq> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.0 -= 1;
-        if let Some(of_prefix) = taken.1.get_mut(&self.prefix) {
-            *of_prefix -= 1;
-            if *of_prefix == 0 {
-                taken.1.remove(&self.prefix);
+        if let Some(of_one) = taken.1.get_mut(&self.whose) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                taken.1.remove(&self.whose);
             }
         }
     }
@@ -261,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_64_of_ipv6_has_the_places_of_one_address_and_the_total_is_bounded() {
-        let take = |places: &Arc<Places>, address: &str| places.take(Prefix::of(address.parse().expect("an address")));
+        let take = |places: &Arc<Places<Prefix>>, address: &str| places.take(Prefix::of(address.parse().expect("an address")));
         let places = Places::new(3, 2);
         let first = take(&places, "2001:db8:0:1::1").expect("room");
         let _second = take(&places, "2001:db8:0:1::2").expect("room");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use countersign_testkit::domain::status;
 use countersign_transport::clock::SystemClock;
-use countersign_transport::limits::ANONYMOUS_PER_ADDRESS_MAX;
+use countersign_transport::limits::{ANONYMOUS_PER_ADDRESS_MAX, CONNECTIONS_PER_IDENTITY_MAX};
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{AgentX509svidParams, AttestAgentRequest, PostStatusRequest, RenewAgentRequest, attest_agent_request};
 use countersign_wire::bundle_api::GetBundleRequest;
@@ -47,6 +47,25 @@ async fn an_address_holds_a_bounded_number_of_connections_without_certificate() 
     assert!(served(domain.connect(Some(&node)).await.unwrap()).await);
     drop(held.pop());
     world::until("the place that was given back", &full).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_identity_holds_a_bounded_number_of_connections() {
+    let domain = Domain::start().await.unwrap();
+    let (greedy, other) = (world::node(&domain).await, world::node(&domain).await);
+    let connected = async |node| {
+        let channel = domain.connect(Some(node)).await.ok()?;
+        let is_served = BundleClient::new(channel.clone()).get_bundle(GetBundleRequest::default()).await.is_ok();
+        is_served.then_some(channel)
+    };
+    let mut held = Vec::new();
+    while held.len() < CONNECTIONS_PER_IDENTITY_MAX {
+        held.push(connected(&greedy).await.expect("a place"));
+    }
+    assert!(connected(&greedy).await.is_none(), "one more is let in");
+    assert!(connected(&other).await.is_some(), "another identity has its own places");
+    drop(held.pop());
+    world::until("the place that was given back", async || connected(&greedy).await).await.unwrap();
 }
 
 /// Joins with a token of its own.
