@@ -12,8 +12,19 @@ pub const ENTRY_ID_BYTES_MAX: usize = 255;
 pub const HINT_BYTES_MAX: usize = 1024;
 /// Most DNS names in one entry: certificates grow with each and peers parse them all.
 pub const DNS_NAMES_MAX: usize = 256;
+/// Most bytes of one entry's DNS names together: half of what a TLS handshake holds of a peer's whole chain (64 KiB, in Go
+/// and rustls alike). 256 names of the greatest length would be a certificate that nobody can read.
+pub const DNS_NAMES_BYTES_MAX: usize = 32 << 10;
 /// Most trust domains one entry federates with: every message to its workloads carries all their bundles.
 pub const FEDERATES_WITH_MAX: usize = 256;
+/// Most bytes of one entry in a message. The limits above allow eight MiB of selectors, and a message has four: whoever
+/// lists or follows must be able to receive every entry, several at a time. Beside the longest names of every other kind
+/// (104 KiB) this leaves 152 KiB for selectors.
+pub const ENTRY_BYTES_MAX: usize = 256 << 10;
+/// Most bytes a message needs beside the text of one item of a list, or of one name.
+const ITEM_BYTES: usize = 9;
+/// Most bytes a message needs for everything in an entry that is no text: five numbers of at most eleven, and switches.
+const NUMBERS_BYTES: usize = 128;
 
 /// Attributes beyond SPIRE's classic fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +99,19 @@ pub enum EntryError {
         /// How many may come.
         max: usize,
     },
+    /// The DNS names together are too long.
+    #[error("DNS names are too long: {0} bytes together, at most {DNS_NAMES_BYTES_MAX} are allowed")]
+    DnsNames(usize),
+    /// All its texts together are too long.
+    #[error("entry is too large: {bytes} bytes, {field_bytes} of them in {field}, at most {ENTRY_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// How many bytes it has.
+        bytes: usize,
+        /// The field that has most of them.
+        field: &'static str,
+        /// How many that are.
+        field_bytes: usize,
+    },
     /// A selector is malformed.
     #[error(transparent)]
     Selector(#[from] SelectorError),
@@ -137,6 +161,15 @@ impl Entry {
                 return Err(EntryError::TooMany { what, count, max });
             }
         }
+        let dns_names_bytes = self.dns_names.iter().map(String::len).sum();
+        if dns_names_bytes > DNS_NAMES_BYTES_MAX {
+            return Err(EntryError::DnsNames(dns_names_bytes));
+        }
+        let bytes = self.bytes();
+        if bytes > ENTRY_BYTES_MAX {
+            let (field, field_bytes) = self.lists().into_iter().max_by_key(|(_, bytes)| *bytes).unwrap_or_default();
+            return Err(EntryError::TooLarge { bytes, field, field_bytes });
+        }
         if self.hint.len() > HINT_BYTES_MAX {
             return Err(EntryError::Hint);
         }
@@ -155,6 +188,20 @@ impl Entry {
         Ok(())
     }
 
+    /// Bytes it takes in a message, at most.
+    pub fn bytes(&self) -> usize {
+        let names = [self.id.as_str(), self.spiffe_id.as_str(), self.parent_id.as_str(), &self.hint];
+        NUMBERS_BYTES + list_bytes(names) + self.lists().iter().map(|(_, bytes)| bytes).sum::<usize>()
+    }
+
+    fn lists(&self) -> [(&'static str, usize); 3] {
+        [
+            ("selectors", list_bytes(self.selectors.iter().map(Selector::as_str))),
+            ("DNS names", list_bytes(self.dns_names.iter().map(String::as_str))),
+            ("federated trust domains", list_bytes(self.federates_with.iter().map(TrustDomain::name))),
+        ]
+    }
+
     /// Whether both grant the same identity below the same parent for the same selectors, which SPIRE calls similar.
     pub fn is_similar(&self, other: &Self) -> bool {
         self.spiffe_id == other.spiffe_id && self.parent_id == other.parent_id && self.selectors == other.selectors
@@ -169,6 +216,10 @@ impl Entry {
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
+}
+
+fn list_bytes<'a>(texts: impl IntoIterator<Item = &'a str>) -> usize {
+    texts.into_iter().map(|text| text.len() + ITEM_BYTES).sum()
 }
 
 /// Checks an entry ID that a client chose.

@@ -23,6 +23,7 @@ mod full_disk;
 mod hostile;
 mod jwt_cache;
 mod jwt_svid;
+mod large_entries;
 mod line;
 mod puppet;
 mod push;

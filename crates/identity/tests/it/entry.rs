@@ -1,7 +1,7 @@
 //! Registration entries: every rule, broken one at a time.
 
 use countersign_identity::entry::{
-    AdditionalAttributes, DNS_NAMES_MAX, EntryError, FEDERATES_WITH_MAX, HINT_BYTES_MAX, check_dns_name, check_id,
+    AdditionalAttributes, DNS_NAMES_MAX, ENTRY_BYTES_MAX, EntryError, FEDERATES_WITH_MAX, HINT_BYTES_MAX, check_dns_name, check_id,
 };
 use countersign_identity::selector::SELECTORS_MAX;
 use countersign_identity::{Entry, Selector, Timestamp};
@@ -76,6 +76,46 @@ fn there_are_selectors_and_not_too_many_of_anything() {
     assert!(check(|e| e.dns_names = vec!["a".to_owned(); DNS_NAMES_MAX + 1]).is_err());
     assert!(check(|e| e.federates_with = vec![td("a"); FEDERATES_WITH_MAX]).is_ok());
     assert!(check(|e| e.federates_with = vec![td("a"); FEDERATES_WITH_MAX + 1]).is_err());
+}
+
+#[test]
+fn dns_names_are_limited_in_bytes_together() {
+    let label = "l".repeat(63);
+    let names = |count: usize| -> Vec<String> { (0..count).map(|n| format!("{label}.{label}.{label}.{n:0>58}")).collect() };
+    let checked = |last: &str| check(|e| e.dns_names = [names(131), vec![last.to_owned()]].concat());
+    // 131 names of 250 bytes leave 18.
+    assert_eq!(checked(&"l".repeat(18)), Ok(()));
+    assert_eq!(checked(&"l".repeat(19)), Err("DNS names are too long: 32769 bytes together, at most 32768 are allowed".to_owned()));
+}
+
+#[test]
+fn an_entry_is_limited_in_bytes_and_the_refusal_names_the_longest_field() {
+    let selector = |n: usize, digits: usize| Selector::new("k", &format!("{n:0>digits$}")).unwrap();
+    // The longest names of every kind, and selectors in the room they leave.
+    let of_size = |bytes: usize| {
+        check(|e| {
+            e.id = "i".repeat(255);
+            e.spiffe_id = id(&format!("spiffe://example.org/{}", "p".repeat(2027)));
+            e.parent_id = e.spiffe_id.clone();
+            e.hint = "h".repeat(HINT_BYTES_MAX);
+            e.dns_names = (0..DNS_NAMES_MAX).map(|n| format!("{n:0>63}.{n:0>63}")).collect();
+            e.federates_with = (0..FEDERATES_WITH_MAX).map(|n| td(&format!("{n:0>255}"))).collect();
+            e.selectors = (0..19).map(|n| selector(n, 8000)).collect();
+            e.selectors.push(selector(99, 2));
+            let rest = bytes - e.bytes();
+            e.selectors.pop();
+            e.selectors.push(selector(99, 2 + rest));
+            assert_eq!(e.bytes(), bytes);
+        })
+    };
+    assert_eq!(of_size(ENTRY_BYTES_MAX), Ok(()));
+    assert_eq!(
+        of_size(ENTRY_BYTES_MAX + 1),
+        Err("entry is too large: 262145 bytes, 154206 of them in selectors, at most 262144 are allowed".to_owned())
+    );
+    // By itself nothing in it is too long or too many.
+    let text = check(|e| e.selectors = (0..SELECTORS_MAX).map(|n| selector(n, 8000)).collect()).unwrap_err();
+    assert!(text.starts_with("entry is too large: ") && text.ends_with("at most 262144 are allowed"), "{text}");
 }
 
 #[test]
