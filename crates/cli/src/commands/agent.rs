@@ -132,16 +132,19 @@ impl Agent {
     }
 }
 
-async fn all(client: &mut AgentClient<Channel>, filter: Option<list_agents_request::Filter>) -> Result<Vec<types::Agent>, Failure> {
+pub(crate) async fn all(
+    client: &mut AgentClient<Channel>,
+    filter: Option<list_agents_request::Filter>,
+) -> Result<Vec<types::Agent>, Failure> {
     let mut agents = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = agent::ListAgentsRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
         let page = client.list_agents(request).await?.into_inner();
-        let full = page.agents.len() >= usize::try_from(PAGE).unwrap_or(usize::MAX);
         agents.extend(page.agents);
         page_token = page.next_page_token;
-        if page_token.is_empty() || !full {
+        // A page may be shorter than asked for; the last one has no token.
+        if page_token.is_empty() {
             return Ok(agents);
         }
     }

@@ -12,6 +12,9 @@ use serde_json::json;
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
 
+/// Bundles asked for in one page.
+const PAGE: i32 = 100;
+
 /// `countersign bundle …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bundle {
@@ -141,12 +144,19 @@ async fn list(command: List) -> Outcome {
         output::text(&render(&client.get_federated_bundle(request).await?.into_inner(), command.format)?);
         return Ok(());
     }
-    let request = bundle_api::ListFederatedBundlesRequest { output_mask: None, page_size: 0, page_token: String::new() };
-    for found in client.list_federated_bundles(request).await?.into_inner().bundles {
-        let stars = "****************************************";
-        output::text(&format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?));
+    let mut page_token = String::new();
+    loop {
+        let request = bundle_api::ListFederatedBundlesRequest { output_mask: None, page_size: PAGE, page_token };
+        let page = client.list_federated_bundles(request).await?.into_inner();
+        for found in page.bundles {
+            let stars = "****************************************";
+            output::text(&format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?));
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 async fn set(command: Set) -> Outcome {

@@ -336,10 +336,10 @@ async fn list(client: &mut EntryClient<Channel>, filter: Option<list_entries_req
     loop {
         let request = entry_api::ListEntriesRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
         let page = client.list_entries(request).await?.into_inner();
-        let full = page.entries.len() >= usize::try_from(PAGE).unwrap_or(usize::MAX);
         entries.extend(page.entries);
         page_token = page.next_page_token;
-        if page_token.is_empty() || !full {
+        // A page may be shorter than asked for; the last one has no token.
+        if page_token.is_empty() {
             return Ok(entries);
         }
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use countersign_identity::{Selector, SpiffeId};
+use countersign_wire::agent::CreateJoinTokenRequest;
 use countersign_wire::agent::agent_client::AgentClient;
-use countersign_wire::agent::{CreateJoinTokenRequest, ListAgentsRequest};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::entry_api::BatchCreateEntryRequest;
@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 use super::You;
 use super::layout::Layout;
 use crate::client::{default_directory, workload_request};
+use crate::commands::agent;
 use crate::commands::bundle::{Format, render};
 use crate::output::{self, Failure};
 
@@ -84,8 +85,7 @@ pub(super) async fn first_svid(layout: &Layout) -> Result<(), Failure> {
 }
 
 pub(super) async fn newest_agent(server: Channel) -> Result<String, Failure> {
-    let request = ListAgentsRequest { filter: None, output_mask: None, page_size: 0, page_token: String::new() };
-    let mut agents = AgentClient::new(server).list_agents(request).await?.into_inner().agents;
+    let mut agents = agent::all(&mut AgentClient::new(server), None).await?;
     agents.sort_by_key(|a| a.x509svid_expires_at);
     let newest = agents.pop().and_then(|a| a.id);
     Ok(newest.map(|id| format!("spiffe://{}{}", id.trust_domain, id.path)).unwrap_or_default())

@@ -53,8 +53,8 @@ impl agent_server::Agent for Api {
         };
         let snapshot = self.store.snapshot();
         let matching = snapshot.nodes_after(start.as_ref()).filter(|n| filter.matches(n));
-        let (nodes, next_page_token) = filter::page(matching, request.page_size, |n| n.id.as_str().to_owned());
-        let agents = nodes.into_iter().map(|n| mask::agent(self.to_wire(n), request.output_mask.as_ref())).collect();
+        let show = |node: &Arc<Node>| mask::agent(self.to_wire(node), request.output_mask.as_ref());
+        let (agents, next_page_token) = filter::page(matching, request.page_size, |n| n.id.as_str().to_owned(), show)?;
         self.audit(&caller, "ListAgents", "", "success");
         Ok(Response::new(agent::ListAgentsResponse { agents, next_page_token }))
     }

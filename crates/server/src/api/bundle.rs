@@ -96,8 +96,8 @@ impl bundle_server::Bundle for Api {
             .bundles()
             .iter()
             .filter(|b| b.trust_domain() != &self.trust_domain && b.trust_domain().name() > request.page_token.as_str());
-        let (found, next_page_token) = filter::page(foreign, request.page_size, |b| b.trust_domain().name().to_owned());
-        let bundles = found.into_iter().map(|b| mask::bundle(bundle::to_wire(b), request.output_mask.as_ref())).collect();
+        let show = |found: &Arc<Bundle>| mask::bundle(bundle::to_wire(found), request.output_mask.as_ref());
+        let (bundles, next_page_token) = filter::page(foreign, request.page_size, |b| b.trust_domain().name().to_owned(), show)?;
         self.audit(&caller, "ListFederatedBundles", "", "success");
         Ok(Response::new(bundle_api::ListFederatedBundlesResponse { bundles, next_page_token }))
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use countersign_identity::{Entry, Timestamp};
 use countersign_store::{Change, Draft};
-use countersign_wire::entry_api::{self, entry_server};
+use countersign_wire::entry_api::{self, batch_create_entry_response, entry_server};
 use countersign_wire::{entry, mask, types};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::filter::{self, EntryFilter, EntryFilterMessage};
+use super::room::{self, Room};
 use super::{Api, status, sync};
 use crate::policy::Caller;
 
@@ -46,8 +47,8 @@ impl entry_server::Entry for Api {
         let filter = EntryFilter::new(request.filter.as_ref()).map_err(|e| status::invalid_plain(&caller, &e))?;
         let snapshot = self.store.snapshot();
         let matching = snapshot.entries_after(&request.page_token).filter(|e| filter.matches(e));
-        let (entries, next_page_token) = filter::page(matching, request.page_size, |e| e.id.clone());
-        let entries = entries.into_iter().map(|e| mask::entry(entry::to_wire(e), request.output_mask.as_ref())).collect();
+        let show = |found: &Arc<Entry>| mask::entry(entry::to_wire(found), request.output_mask.as_ref());
+        let (entries, next_page_token) = filter::page(matching, request.page_size, |e| e.id.clone(), show)?;
         self.audit(&caller, "ListEntries", "", "success");
         Ok(Response::new(entry_api::ListEntriesResponse { entries, next_page_token }))
     }
@@ -74,19 +75,16 @@ impl entry_server::Entry for Api {
         let now = self.clock.now();
         let wanted: Vec<Result<Arc<Entry>, Status>> =
             request.entries.into_iter().map(|e| self.new_entry(&caller, e, now).map(Arc::new)).collect();
-        let outcomes = self
-            .decide(&caller, move |draft| wanted.iter().map(|w| w.clone().map(|entry| create(draft, entry))).collect::<Vec<_>>())
-            .await?;
         let mask = request.output_mask;
+        let outcomes = self.decide(&caller, move |draft| Echo::each(&wanted, mask, |w, echo| create(draft, w.clone()?, echo))).await?;
         let results = outcomes
             .into_iter()
             .map(|outcome| {
-                let (status, found) = match outcome {
+                let (status, shown) = match outcome {
                     Ok(Created::New(entry)) => (status::ok(), Some(entry)),
-                    Ok(Created::Similar(entry)) => (Some(status::item(Code::AlreadyExists, "similar entry already exists")), Some(entry)),
-                    Ok(Created::Refused(refusal)) | Err(refusal) => (status::of(&refusal), None),
+                    Ok(Created::Similar(entry)) => (similar(), Some(entry)),
+                    Err(refusal) => (status::of(&refusal), None),
                 };
-                let shown = found.map(|e| mask::entry(entry::to_wire(&e), mask.as_ref()));
                 let subject = shown.as_ref().map_or("", |e| e.id.as_str());
                 self.audit(&caller, "BatchCreateEntry", subject, status.as_ref().map_or("", |s| s.message.as_str()));
                 entry_api::batch_create_entry_response::Result { status, entry: shown }
@@ -104,17 +102,17 @@ impl entry_server::Entry for Api {
         limit(&caller, request.entries.len())?;
         let (wanted, input_mask) = (request.entries, request.input_mask);
         let trust_domain = self.trust_domain.clone();
+        let mask = request.output_mask;
         let outcomes = self
             .decide(&caller, move |draft| {
-                wanted.iter().map(|w| update(draft, w.clone(), input_mask.as_ref(), &trust_domain)).collect::<Vec<_>>()
+                Echo::each(&wanted, mask, |w, echo| update(draft, w.clone(), input_mask.as_ref(), &trust_domain, echo))
             })
             .await?;
-        let mask = request.output_mask;
         let results = outcomes
             .into_iter()
             .map(|outcome| {
                 let (status, shown) = match outcome {
-                    Ok(updated) => (status::ok(), Some(mask::entry(entry::to_wire(&updated), mask.as_ref()))),
+                    Ok(updated) => (status::ok(), Some(updated)),
                     Err(refusal) => (status::of(&refusal), None),
                 };
                 let subject = shown.as_ref().map_or("", |e| e.id.as_str());
@@ -170,7 +168,14 @@ impl entry_server::Entry for Api {
         let agent = Self::agent(&request)?;
         self.saw(&agent.spiffe_id, None);
         let mask = request.into_inner().output_mask;
-        let entries = sync::authorized(self, &agent.spiffe_id).values().map(|e| mask::entry(entry::to_wire(e), mask.as_ref())).collect();
+        let authorized = sync::authorized(self, &agent.spiffe_id);
+        let mut room = Room::default();
+        // SPIRE's agents keep the limit of gRPC, and say in their log what a refusal says.
+        let show = |found: &Arc<Entry>| {
+            let shown = mask::entry(entry::to_wire(found), mask.as_ref());
+            if room.takes(&shown) { Ok(shown) } else { Err(room::too_large("let the agent use SyncAuthorizedEntries")) }
+        };
+        let entries = authorized.values().map(show).collect::<Result<_, _>>()?;
         Ok(Response::new(entry_api::GetAuthorizedEntriesResponse { entries }))
     }
 
@@ -193,11 +198,55 @@ fn limit(caller: &Caller, count: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// What became of a request to create an entry.
+/// What became of a request to create an entry, and the entry as the caller gets to see it.
 enum Created {
-    New(Arc<Entry>),
-    Similar(Arc<Entry>),
-    Refused(Status),
+    New(types::Entry),
+    Similar(types::Entry),
+}
+
+/// Room kept in a batch's answer for each item to come: as much as the refusal of an item for want of room takes.
+const REFUSAL_BYTES: usize = 128;
+
+/// The answer to a batch, which repeats its entries: as the caller wants them, and no more than the caller can receive.
+struct Echo {
+    mask: Option<types::EntryMask>,
+    room: Room,
+    to_come: usize,
+}
+
+impl Echo {
+    /// Decides one item after the other.
+    fn each<W, T>(
+        wanted: &[W],
+        mask: Option<types::EntryMask>,
+        mut decide: impl FnMut(&W, &mut Self) -> Result<T, Status>,
+    ) -> Vec<Result<T, Status>> {
+        let mut echo = Self { mask, room: Room::default(), to_come: wanted.len() };
+        let mut one = |w| {
+            echo.to_come = echo.to_come.saturating_sub(1);
+            let outcome = decide(w, &mut echo);
+            if let Err(refusal) = &outcome {
+                echo.room.take(&batch_create_entry_response::Result { status: status::of(refusal), entry: None });
+            }
+            outcome
+        };
+        wanted.iter().map(&mut one).collect()
+    }
+
+    /// The entry as it is shown; or a refusal of this item, before anything is done that the caller would not hear of.
+    fn of(&mut self, found: &Entry) -> Result<types::Entry, Status> {
+        let shown = mask::entry(entry::to_wire(found), self.mask.as_ref());
+        // Every kind of batch answers alike; the longest status that comes with an entry is this one.
+        let result = batch_create_entry_response::Result { status: similar(), entry: Some(shown) };
+        if !self.room.takes_leaving(&result, self.to_come * REFUSAL_BYTES) {
+            return Err(Status::resource_exhausted("the answer has no room for this entry; send it in a smaller batch"));
+        }
+        Ok(result.entry.unwrap_or_default())
+    }
+}
+
+fn similar() -> Option<types::Status> {
+    Some(status::item(Code::AlreadyExists, "similar entry already exists"))
 }
 
 impl Api {
@@ -226,18 +275,17 @@ impl Api {
     }
 }
 
-fn create(draft: &mut Draft<'_>, entry: Arc<Entry>) -> Created {
+fn create(draft: &mut Draft<'_>, entry: Arc<Entry>, echo: &mut Echo) -> Result<Created, Status> {
     if let Some(similar) = draft.snapshot().similar_entry(&entry) {
-        return Created::Similar(Arc::clone(similar));
+        return echo.of(similar).map(Created::Similar);
     }
     if draft.snapshot().entry(&entry.id).is_some() {
-        return Created::Refused(Status::already_exists("failed to create entry: an entry with this ID already exists"));
+        return Err(Status::already_exists("failed to create entry: an entry with this ID already exists"));
     }
-    if let Err(refusal) = check_federation(draft, &entry, "create") {
-        return Created::Refused(refusal);
-    }
-    draft.change(Change::EntryPut(Arc::clone(&entry)));
-    Created::New(entry)
+    check_federation(draft, &entry, "create")?;
+    let shown = echo.of(&entry)?;
+    draft.change(Change::EntryPut(entry));
+    Ok(Created::New(shown))
 }
 
 fn update(
@@ -245,7 +293,8 @@ fn update(
     wanted: types::Entry,
     input_mask: Option<&types::EntryMask>,
     trust_domain: &countersign_identity::TrustDomain,
-) -> Result<Arc<Entry>, Status> {
+    echo: &mut Echo,
+) -> Result<types::Entry, Status> {
     let refuse = |cause: String| Status::invalid_argument(format!("failed to convert entry: {cause}"));
     if wanted.id.is_empty() {
         return Err(refuse("missing entry ID".to_owned()));
@@ -262,9 +311,9 @@ fn update(
         return Err(Status::already_exists(format!("failed to update entry: entry `{}` is similar", similar.id)));
     }
     check_federation(draft, &updated, "update")?;
-    let updated = Arc::new(updated);
-    draft.change(Change::EntryPut(Arc::clone(&updated)));
-    Ok(updated)
+    let shown = echo.of(&updated)?;
+    draft.change(Change::EntryPut(Arc::new(updated)));
+    Ok(shown)
 }
 
 /// A trust domain can be federated with once its bundle is here; SPIRE's text and code.

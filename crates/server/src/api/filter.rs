@@ -5,6 +5,10 @@ use std::collections::BTreeSet;
 use countersign_identity::{Entry, Selector, SpiffeId};
 use countersign_wire::types::selector_match::MatchBehavior;
 use countersign_wire::{entry_api, id, types};
+use prost::Message;
+use tonic::Status;
+
+use super::room::{self, Room};
 
 /// How a set that is asked for relates to the set something has.
 #[derive(Debug)]
@@ -120,15 +124,32 @@ impl From<entry_api::count_entries_request::Filter> for EntryFilterMessage {
 /// The filter of a count as the filter of a listing.
 pub(crate) struct EntryFilterMessage(pub(crate) entry_api::list_entries_request::Filter);
 
-/// One page of what matches: `page_size` 0 is everything. The token is the key of the last item, and is given as long as
-/// the page is not empty, as SPIRE's clients expect.
-pub(crate) fn page<T>(items: impl Iterator<Item = T>, page_size: i32, key: impl Fn(&T) -> String) -> (Vec<T>, String) {
-    match usize::try_from(page_size) {
-        Ok(0) | Err(_) => (items.collect(), String::new()),
-        Ok(size) => {
-            let page: Vec<T> = items.take(size).collect();
-            let token = page.last().map(key).unwrap_or_default();
-            (page, token)
+/// One page of what matches, as it is shown; shorter than asked for when more would not fit into an answer. `page_size` 0 is
+/// everything, or a refusal: clients that ask so do not look for a next page, and would take a part for the whole. The token
+/// is the key of the last item, and is given as long as the page is not empty, as SPIRE's clients expect.
+pub(crate) fn page<T: Copy, M: Message>(
+    items: impl Iterator<Item = T>,
+    page_size: i32,
+    key: impl Fn(T) -> String,
+    show: impl Fn(T) -> M,
+) -> Result<(Vec<M>, String), Status> {
+    let size = usize::try_from(page_size).ok().filter(|size| *size > 0);
+    let (mut room, mut page, mut last) = (Room::default(), Vec::new(), None);
+    for item in items {
+        if size.is_some_and(|size| page.len() >= size) {
+            break;
         }
+        let shown = show(item);
+        let fits = room.takes(&shown);
+        if !fits && size.is_none() {
+            return Err(room::too_large("ask for pages, with a page size"));
+        }
+        // What is too large by itself is sent all the same: some clients accept more, and nobody gets past it otherwise.
+        if !fits && !page.is_empty() {
+            break;
+        }
+        page.push(shown);
+        last = Some(item);
     }
+    Ok((page, last.filter(|_| size.is_some()).map(key).unwrap_or_default()))
 }

@@ -15,6 +15,7 @@ pub use health::HEALTH_REASON_HEADER;
 mod journal;
 mod logger;
 mod node;
+mod room;
 pub(crate) mod status;
 mod svid;
 mod sync;

@@ -13,8 +13,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
 
 use super::Api;
+use super::room::Room;
 
-/// Entries in one page; agents derive theirs from it.
+/// Entries in one page, fewer where they are large; agents derive theirs from it.
 const PAGE: usize = 500;
 
 type Pages = Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
@@ -54,11 +55,13 @@ async fn exchange(
     }
     let entries = authorized(api, agent);
     let mask = first.output_mask;
-    if entries.len() <= PAGE {
-        let entries = entries.values().map(|e| mask::entry(entry::to_wire(e), mask.as_ref())).collect();
-        let _ = out.send(Ok(SyncAuthorizedEntriesResponse { entries, ..SyncAuthorizedEntriesResponse::default() })).await;
+    let all: Vec<&Arc<Entry>> = entries.values().collect();
+    let (whole, rest) = page(&all, mask.as_ref());
+    if rest.is_empty() {
+        let _ = out.send(Ok(SyncAuthorizedEntriesResponse { entries: whole, ..SyncAuthorizedEntriesResponse::default() })).await;
         return Ok(());
     }
+    drop(whole);
     let revisions: Vec<EntryRevision> = entries
         .values()
         .map(|e| EntryRevision { id: e.id.clone(), revision_number: e.revision_number, created_at: e.created_at.secs() })
@@ -72,17 +75,34 @@ async fn exchange(
     }
     while let Some(request) = requests.next().await {
         // IDs that are unknown or not the agent's are passed over without a word.
-        let wanted: Vec<types::Entry> =
-            request?.ids.iter().filter_map(|id| entries.get(id.as_str())).map(|e| mask::entry(entry::to_wire(e), mask.as_ref())).collect();
-        let pages = wanted.chunks(PAGE).count().max(1);
-        for index in 0..pages {
-            let page = wanted.chunks(PAGE).nth(index).unwrap_or_default().to_vec();
-            let response =
-                SyncAuthorizedEntriesResponse { entries: page, more: index + 1 < pages, ..SyncAuthorizedEntriesResponse::default() };
-            if out.send(Ok(response)).await.is_err() {
+        let ids = request?.ids;
+        let wanted: Vec<&Arc<Entry>> = ids.iter().filter_map(|id| entries.get(id.as_str())).collect();
+        let mut wanted = wanted.as_slice();
+        loop {
+            let (entries, rest) = page(wanted, mask.as_ref());
+            let more = !rest.is_empty();
+            if out.send(Ok(SyncAuthorizedEntriesResponse { entries, more, ..SyncAuthorizedEntriesResponse::default() })).await.is_err() {
                 return Ok(());
             }
+            if !more {
+                break;
+            }
+            wanted = rest;
         }
     }
     Ok(())
+}
+
+/// As many as go into one page, and the rest.
+fn page<'a>(wanted: &'a [&'a Arc<Entry>], mask: Option<&types::EntryMask>) -> (Vec<types::Entry>, &'a [&'a Arc<Entry>]) {
+    let (mut room, mut page) = (Room::default(), Vec::new());
+    for found in wanted.iter().take(PAGE) {
+        let shown = mask::entry(entry::to_wire(found), mask);
+        if !room.takes(&shown) && !page.is_empty() {
+            break;
+        }
+        page.push(shown);
+    }
+    let rest = wanted.get(page.len()..).unwrap_or_default();
+    (page, rest)
 }

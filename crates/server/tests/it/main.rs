@@ -21,6 +21,7 @@ mod following;
 mod full_disk;
 mod issuance;
 mod journal;
+mod large_answers;
 mod limits;
 mod listings;
 mod malformed;
