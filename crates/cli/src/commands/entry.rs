@@ -7,6 +7,7 @@ use countersign_identity::{Selector, SpiffeId};
 use countersign_wire::entry_api::entry_client::EntryClient;
 use countersign_wire::entry_api::{self, list_entries_request};
 use countersign_wire::{id, types};
+use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
@@ -16,6 +17,10 @@ use crate::output::{self, Failure, Outcome, OutputArgs};
 
 /// Entries asked for in one page.
 const PAGE: i32 = 500;
+/// Entries or IDs in one batch.
+const BATCH: usize = 500;
+/// Bytes of entries in one batch: it and its answer, which repeats them, stay far below the four MiB of a message.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// `countersign entry …`
 #[derive(Debug, Subcommand)]
@@ -249,9 +254,14 @@ async fn create(command: Create) -> Outcome {
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let request = entry_api::BatchCreateEntryRequest { entries: entries.clone(), output_mask: None };
-    let results = client.batch_create_entry(request).await?.into_inner().results;
-    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    let mut results = Vec::new();
+    for batch in batches(&entries) {
+        let request = entry_api::BatchCreateEntryRequest { entries: batch, output_mask: None };
+        match client.batch_create_entry(request).await {
+            Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
+            Err(status) => return cut_short(command.output, "create", entries, results, status),
+        }
+    }
     report(command.output, "create", entries, results)
 }
 
@@ -261,10 +271,47 @@ async fn update(command: Update) -> Outcome {
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let request = entry_api::BatchUpdateEntryRequest { entries: entries.clone(), input_mask: None, output_mask: None };
-    let results = client.batch_update_entry(request).await?.into_inner().results;
-    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    let mut results = Vec::new();
+    for batch in batches(&entries) {
+        let request = entry_api::BatchUpdateEntryRequest { entries: batch, input_mask: None, output_mask: None };
+        match client.batch_update_entry(request).await {
+            Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
+            Err(status) => return cut_short(command.output, "update", entries, results, status),
+        }
+    }
     report(command.output, "update", entries, results)
+}
+
+fn batches(entries: &[types::Entry]) -> Vec<Vec<types::Entry>> {
+    let mut batches: Vec<Vec<types::Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += entry.encoded_len();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH && bytes <= BATCH_BYTES => batch.push(entry.clone()),
+            _ => {
+                bytes = entry.encoded_len();
+                batches.push(vec![entry.clone()]);
+            }
+        }
+    }
+    batches
+}
+
+/// A call failed: what became of the entries before it is said first, because it is done.
+fn cut_short(
+    output: OutputArgs,
+    verb: &str,
+    asked: Vec<types::Entry>,
+    results: Vec<(types::Status, Option<types::Entry>)>,
+    status: tonic::Status,
+) -> Outcome {
+    let (done, all) = (results.len(), asked.len());
+    if done == 0 {
+        return Err(status.into());
+    }
+    let _ = report(output, verb, asked, results);
+    Err(Failure::new(format!("{}; {done} of {all} entries were dealt with before that", Failure::from(status))))
 }
 
 fn report(output: OutputArgs, verb: &str, asked: Vec<types::Entry>, results: Vec<(types::Status, Option<types::Entry>)>) -> Outcome {
@@ -294,7 +341,18 @@ async fn delete(command: Delete) -> Outcome {
         ids.extend(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)));
     }
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let results = client.batch_delete_entry(entry_api::BatchDeleteEntryRequest { ids }).await?.into_inner().results;
+    let mut results = Vec::new();
+    let mut ended = Ok(());
+    for batch in ids.chunks(BATCH) {
+        match client.batch_delete_entry(entry_api::BatchDeleteEntryRequest { ids: batch.to_vec() }).await {
+            Ok(answer) => results.extend(answer.into_inner().results),
+            Err(status) if results.is_empty() => return Err(status.into()),
+            Err(status) => {
+                ended = Err(Failure::from(status));
+                break;
+            }
+        }
+    }
     let mut failed = false;
     let mut shown = String::new();
     let mut rows = Vec::new();
@@ -310,6 +368,7 @@ async fn delete(command: Delete) -> Outcome {
         }
     }
     command.output.show(|| json!({"results": rows}), || shown);
+    ended?;
     if failed { Err(Failure::new("failed to delete one or more entries")) } else { Ok(()) }
 }
 

@@ -134,3 +134,42 @@ fn a_banned_agent_stops_and_an_evicted_one_joins_again_with_a_new_token() {
     up.ok(&["whoami"]);
     up.stop();
 }
+
+#[test]
+fn more_than_a_message_holds_is_created_listed_and_deleted_by_one_command_each() {
+    const COUNT: usize = 400;
+    let directory = tempfile::tempdir().unwrap();
+    let up = Up::start(directory.path());
+    let file = |name: &str, value: serde_json::Value| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, value.to_string()).unwrap();
+        path.display().to_string()
+    };
+    // Twelve kilobytes each, nearly five MiB together: more than one message, and fewer in a page than asked for.
+    let entry = |n: usize| {
+        let selectors: Vec<_> = [1, 2].iter().map(|s| serde_json::json!({"type": "k8s", "value": format!("{s}:{n:0>6000}")})).collect();
+        let ids = ["large", "large"].map(|name| format!("spiffe://example.org/{name}/{n}"));
+        serde_json::json!({"entry_id": format!("large-{n}"), "spiffe_id": ids[0], "parent_id": ids[1], "selectors": selectors})
+    };
+    let data = file("entries.json", serde_json::json!({"entries": (0..COUNT).map(entry).collect::<Vec<_>>()}));
+    let before = up.json(&["entry", "count"])["count"].as_u64().unwrap();
+    for verb in ["create", "update"] {
+        let results = up.json(&["entry", verb, "--data", &data]);
+        assert_eq!(results["results"].as_array().unwrap().len(), COUNT);
+    }
+    let listed = up.json(&["entry", "show"]);
+    let ids: std::collections::BTreeSet<&str> = listed["entries"].as_array().unwrap().iter().map(|e| e["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len() as u64, COUNT as u64 + before);
+    let ids: Vec<String> = (0..COUNT).map(|n| format!("large-{n}")).collect();
+    up.ok(&["entry", "delete", "--file", &file("ids.json", serde_json::json!({"ids": ids}))]);
+    assert_eq!(up.json(&["entry", "count"])["count"], before);
+
+    // One page of bundles has a hundred.
+    let own = directory.path().join("own.pem");
+    std::fs::write(&own, up.ok(&["bundle", "show"])).unwrap();
+    for n in 0..101 {
+        up.ok(&["bundle", "set", "--id", &format!("other-{n}.test"), "--path", &own.display().to_string()]);
+    }
+    assert_eq!(up.ok(&["bundle", "list"]).matches("-----BEGIN CERTIFICATE-----").count(), 101);
+    up.stop();
+}
