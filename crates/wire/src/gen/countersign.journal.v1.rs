@@ -13,7 +13,7 @@ pub struct IssuedRequest {
     /// Unix seconds, exclusive; 0: to the end
     #[prost(int64, tag = "5")]
     pub until: i64,
-    /// 0: the server's own limit
+    /// most records, the newest of all that match; 0: the server's own limit
     #[prost(uint32, tag = "6")]
     pub limit: u32,
 }
@@ -216,7 +216,7 @@ pub mod journal_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Issued credentials that match every condition set, oldest first.
+        /// Issued credentials that match every condition set, oldest first. Of more than the limit the newest are returned.
         pub async fn issued(
             &mut self,
             request: impl tonic::IntoRequest<super::IssuedRequest>,
@@ -262,7 +262,7 @@ pub mod journal_server {
             >
             + std::marker::Send
             + 'static;
-        /// Issued credentials that match every condition set, oldest first.
+        /// Issued credentials that match every condition set, oldest first. Of more than the limit the newest are returned.
         async fn issued(
             &self,
             request: tonic::Request<super::IssuedRequest>,
