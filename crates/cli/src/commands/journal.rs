@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use countersign_identity::SpiffeId;
+use countersign_identity::x509::{SERIAL_BYTES_MAX, decimal};
 use countersign_wire::journal::journal_client::JournalClient;
 use countersign_wire::journal::{IssuedRequest, Kind, Outcome as WireOutcome, Record};
 use serde_json::{Value, json};
@@ -29,8 +30,8 @@ pub(crate) struct Issued {
     /// The identity
     #[arg(long, value_name = "ID")]
     id: Option<SpiffeId>,
-    /// Serial number of a certificate, in decimal
-    #[arg(long, value_name = "NUMBER", conflicts_with = "jti")]
+    /// Serial number of a certificate, in decimal, or in hexadecimal as openssl prints it
+    #[arg(long, value_name = "NUMBER", conflicts_with = "jti", value_parser = serial)]
     serial: Option<String>,
     /// The `jti` of a token
     #[arg(long)]
@@ -50,7 +51,7 @@ impl Log {
     pub(crate) async fn run(self) -> Outcome {
         let Self::Issued(command) = self;
         let span = match command.between.as_slice() {
-            [from, until] => (parse(from)?, parse(until)?),
+            [from, until] => span(from, until)?,
             _ => (0, 0),
         };
         let request = IssuedRequest {
@@ -78,14 +79,52 @@ impl Log {
                 records.iter().fold(head, |text, record| text + &show(record))
             },
         );
+        // Nobody may take "not found here" for "never issued", or a part for the whole.
+        if ended.is_ok() && records.is_empty() {
+            output::note("Nothing matches in this server's journal. It holds what this server issued, for 90 days unless configured.");
+        }
+        if usize::try_from(command.limit).is_ok_and(|limit| limit > 0 && records.len() >= limit) {
+            output::note(&format!(
+                "Only the newest {} are shown. Older ones may match: raise --limit, or narrow the question.",
+                command.limit
+            ));
+        }
         ended
     }
 }
 
-fn parse(text: &str) -> Result<i64, Failure> {
-    OffsetDateTime::parse(text, &Rfc3339)
-        .map(OffsetDateTime::unix_timestamp)
-        .map_err(|_| Failure::new(format!("`{text}` is not a time, expected for example 2026-01-31T14:03:00Z")))
+fn span(from: &str, until: &str) -> Result<(i64, i64), Failure> {
+    let parse = |text: &str| {
+        let malformed = || format!("--between: `{text}` is not a time, expected for example 2026-01-31T14:03:00Z");
+        OffsetDateTime::parse(text, &Rfc3339).map(OffsetDateTime::unix_timestamp).map_err(|_| Failure::new(malformed()))
+    };
+    let span = (parse(from)?, parse(until)?);
+    if span.0 >= span.1 {
+        return Err(Failure::new(format!("--between: `{until}` is not after `{from}`, so nothing can lie between them")));
+    }
+    Ok(span)
+}
+
+/// The journal has serial numbers in decimal. Tools show them in hexadecimal: `4D52…`, `4d:52:…` or `0x4d52…`. Digits alone
+/// are decimal; of a random number in hexadecimal, one in three million has no letter.
+fn serial(text: &str) -> Result<String, String> {
+    let malformed = || "expected a number in decimal, or in hexadecimal as openssl prints it".to_owned();
+    if text.len() > 3 * SERIAL_BYTES_MAX {
+        return Err(malformed());
+    }
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(text.to_owned());
+    }
+    let digits = text.strip_prefix("0x").unwrap_or(text).replace(':', "");
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(malformed());
+    }
+    let digits = if digits.len().is_multiple_of(2) { digits } else { format!("0{digits}") };
+    let byte = |pair: &[u8]| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    match digits.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>() {
+        Some(bytes) if !bytes.is_empty() => Ok(decimal(&bytes)),
+        _ => Err(malformed()),
+    }
 }
 
 fn show(record: &Record) -> String {
@@ -110,7 +149,15 @@ fn show(record: &Record) -> String {
     for evidence in &record.evidence {
         block.row("Evidence", evidence);
     }
-    block.row("Outcome", WireOutcome::try_from(record.outcome).map_or("?", |o| o.as_str_name()));
+    block.row(
+        "Outcome",
+        match WireOutcome::try_from(record.outcome) {
+            // A crash between record and outcome, or the outcome is about to be written.
+            Ok(WireOutcome::Recorded) => "RECORDED (before signing; whether it was signed is not known)",
+            Ok(known) => known.as_str_name(),
+            Err(_) => "?",
+        },
+    );
     block.finish()
 }
 
@@ -134,4 +181,32 @@ fn record_json(record: &Record) -> Value {
         "outcome": WireOutcome::try_from(record.outcome).map_or("?", |o| o.as_str_name()),
         "reason": record.reason,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_number_is_understood_in_every_form_that_tools_show() {
+        for form in ["147971897315105264211655385973383486741", "0x6f5259cdcfee7bce18304f8353b7dd15", "6F5259CDCFEE7BCE18304F8353B7DD15"] {
+            assert_eq!(serial(form).unwrap(), "147971897315105264211655385973383486741", "{form}");
+        }
+        assert_eq!(serial("0a:ff").unwrap(), "2815");
+        assert_eq!(serial("aff").unwrap(), "2815");
+        assert_eq!(serial("0x10").unwrap(), "16");
+        for bad in ["", "0x", ":", "12g4", "-5", "+a", "ä", &"1".repeat(61)] {
+            assert!(serial(bad).is_err(), "`{bad}`");
+        }
+    }
+
+    #[test]
+    fn a_span_has_two_times_in_their_order() {
+        let error = |from: &str, until: &str| span(from, until).unwrap_err().to_string();
+        let (early, late) = ("2026-01-31T14:03:00Z", "2026-01-31T14:04:00Z");
+        assert_eq!(span(early, late).unwrap(), (1_769_868_180, 1_769_868_240));
+        assert_eq!(error(late, early), format!("--between: `{early}` is not after `{late}`, so nothing can lie between them"));
+        assert!(error(early, early).starts_with("--between: "));
+        assert_eq!(error("yesterday", late), "--between: `yesterday` is not a time, expected for example 2026-01-31T14:03:00Z");
+    }
 }

@@ -10,6 +10,8 @@ use crate::time::Timestamp;
 
 /// Largest certificate read, in bytes.
 pub const CERTIFICATE_BYTES_MAX: usize = 64 << 10;
+/// Longest serial number, in bytes (RFC 5280, section 4.1.2.2).
+pub const SERIAL_BYTES_MAX: usize = 20;
 
 /// Why a certificate cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -265,7 +267,7 @@ impl Certificate {
 }
 
 /// A big-endian unsigned number in decimal.
-pub(crate) fn decimal(big_endian: &[u8]) -> String {
+pub fn decimal(big_endian: &[u8]) -> String {
     let mut digits: Vec<u8> = vec![0];
     for byte in big_endian {
         let mut carry = u32::from(*byte);

@@ -173,3 +173,22 @@ fn more_than_a_message_holds_is_created_listed_and_deleted_by_one_command_each()
     assert_eq!(up.ok(&["bundle", "list"]).matches("-----BEGIN CERTIFICATE-----").count(), 101);
     up.stop();
 }
+
+#[test]
+fn a_question_to_the_journal_that_finds_nothing_or_not_all_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let up = Up::start(directory.path());
+    let said = |arguments: &[&str]| String::from_utf8(up.run(arguments).stderr).unwrap();
+    let record = &up.json(&["log", "issued", "--id", "spiffe://example.org/spire/server"])["records"][0];
+    let serial = record["serial_or_jti"].as_str().unwrap();
+    let hexadecimal = format!("0x{:x}", serial.parse::<u128>().unwrap());
+    assert_eq!(&up.json(&["log", "issued", "--serial", &hexadecimal])["records"][0], record);
+    assert!(!up.run(&["log", "issued", "--serial", "of the one that was lost"]).status.success());
+    let nothing = "Nothing matches in this server's journal. It holds what this server issued, for 90 days unless configured.\n";
+    assert_eq!(said(&["log", "issued", "--serial", "1"]), nothing);
+    let part = "Only the newest 1 are shown. Older ones may match: raise --limit, or narrow the question.\n";
+    assert_eq!(said(&["log", "issued", "--limit", "1"]), part);
+    let backwards = ["log", "issued", "--between", "2026-01-31T14:04:00Z", "2026-01-31T14:03:00Z"];
+    assert!(said(&backwards).contains("is not after"));
+    up.stop();
+}
