@@ -249,7 +249,10 @@ impl Node {
 
     async fn new_key(&self, held: Option<&NodeSvid>) -> Result<(usize, Arc<KeyPair>), NodeError> {
         // Never the slot of the SVID that is held or on disk, even if it seems to have ended: a clock may be wrong.
-        let in_use = held.map(|h| h.slot).or_else(|| self.slot_on_disk());
+        let in_use = match held {
+            Some(held) => Some(held.slot),
+            None => self.slot_on_disk()?,
+        };
         let slot = in_use.map_or(0, |slot| 1 - slot.min(1));
         let name = SLOTS.get(slot).copied().unwrap_or("agent-svid-A");
         self.keys.generate(name, KeyType::EcP256).await?;
@@ -257,10 +260,10 @@ impl Node {
         Ok((slot, pair))
     }
 
-    fn slot_on_disk(&self) -> Option<usize> {
-        let data = self.files.agent_data().ok()?;
-        let leaf = Certificate::parse(data.svid.first()?).ok()?;
-        SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))
+    fn slot_on_disk(&self) -> Result<Option<usize>, StateError> {
+        let data = self.files.agent_data()?;
+        let leaf = data.svid.first().and_then(|der| Certificate::parse(der).ok());
+        Ok(leaf.and_then(|leaf| SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))))
     }
 
     async fn converse(&self, channel: Channel, params: attest_agent_request::Params) -> Result<attest_agent_response::Result, NodeError> {
@@ -326,7 +329,8 @@ impl Node {
     }
 
     fn write(&self, svid: &NodeSvid) -> Result<(), NodeError> {
-        let mut data = self.files.agent_data().unwrap_or_default();
+        // Never over what cannot be read: it may hold the only trace of roots that were withdrawn.
+        let mut data = self.files.agent_data()?;
         data.svid.clone_from(&svid.chain);
         data.reattestable = svid.reattestable;
         if let Some(own) = self.bundles.load().get(self.trust_domain.name()) {
@@ -339,7 +343,7 @@ impl Node {
     pub(crate) fn forget(&self, svid: Option<&NodeSvid>) -> Result<(), NodeError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.forgotten = svid.map(|s| s.serial_number.clone());
-        let mut data = self.files.agent_data().unwrap_or_default();
+        let mut data = self.files.agent_data()?;
         data.svid.clear();
         Ok(self.files.agent_data_put(&data)?)
     }
@@ -360,7 +364,7 @@ impl Node {
             }
             Bootstrap::File { path, spiffe_format } if !knows() => {
                 let given = trust::read(&self.trust_domain, path, *spiffe_format).map_err(NodeError::Bootstrap)?;
-                let given = match self.bundle_on_disk() {
+                let given = match self.bundle_on_disk()? {
                     // Everything the agent knew has ended; what was withdrawn before must not come back for that.
                     Some(ended) => trust::successor(&ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?,
                     None => given,
@@ -439,14 +443,18 @@ impl Node {
     }
 
     /// The roots on disk, those that have ended among them; nothing if there are none.
-    fn bundle_on_disk(&self) -> Option<Bundle> {
+    ///
+    /// INVARIANT: a file that cannot be read is an error. Taken for an agent that never knew anything, it would let the whole
+    /// of the operator's file be believed, withdrawn authorities too. Test
+    /// `while_its_file_cannot_be_read_an_agent_whose_authorities_have_ended_believes_nobody`.
+    fn bundle_on_disk(&self) -> Result<Option<Bundle>, StateError> {
         let mut found = Bundle::empty(self.trust_domain.clone());
-        for der in &self.files.agent_data().ok()?.bundle {
+        for der in &self.files.agent_data()?.bundle {
             if let Ok(certificate) = Certificate::parse(der) {
                 let _ = found.add_x509_authority(certificate, false);
             }
         }
-        (!found.x509_authorities().is_empty()).then_some(found)
+        Ok((!found.x509_authorities().is_empty()).then_some(found))
     }
 
     /// The command that gives a new token, for an agent that cannot attest again by itself.

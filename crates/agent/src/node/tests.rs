@@ -2,12 +2,17 @@
 
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{agent_configuration, spiffe_id};
-use countersign_testkit::scripted::Authority;
+use countersign_testkit::scripted::{Authority, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
 use countersign_transport::random::Seeded;
 use countersign_wire::node::Cursor;
 
 use super::*;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Stands for a file that cannot be read at the moment, but could be replaced.
+const UNREADABLE: &[u8] = b"{";
 
 struct Place {
     directory: tempfile::TempDir,
@@ -17,13 +22,17 @@ struct Place {
 }
 
 impl Place {
+    /// Without a server.
     fn new() -> Self {
+        Self::of(VirtualClock::at_present(), 1)
+    }
+
+    /// With a server at this port.
+    fn of(clock: VirtualClock, port: u16) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let clock = VirtualClock::at_present();
-        let text = agent_configuration(directory.path(), 1, None, "");
+        let text = agent_configuration(directory.path(), port, None, "");
         let config = Config::read(countersign_config::parse("agent.conf", &text).expect("parses")).expect("reads");
-        let day = Duration::from_secs(24 * 3600);
-        let authority = Authority::new(clock.now().before(day), clock.now().after(day)).expect("an authority");
+        let authority = Authority::new(clock.now().before(DAY), clock.now().after(DAY)).expect("an authority");
         Self { directory, clock, config, authority }
     }
 
@@ -46,6 +55,30 @@ impl Place {
         let svid = node.load().expect("readable").expect("there");
         let followed = node.files.follow(&svid.serial_number);
         (svid.serial_number.clone(), followed.and_then(|f| f.cursor).map(|c| c.revision))
+    }
+
+    /// The operator's file holds these.
+    fn trust(&self, authorities: &[&Authority]) {
+        std::fs::write(self.directory.path().join("bundle.pem"), bundle_of(authorities).expect("few").to_pem()).expect("written");
+    }
+
+    /// The agent's file holds these.
+    fn remember(&self, authorities: &[&Authority]) {
+        let files = Files::new(self.directory.path()).expect("made");
+        let mut data = files.agent_data().expect("readable");
+        data.bundle = authorities.iter().map(|a| a.certificate.der().to_vec()).collect();
+        files.agent_data_put(&data).expect("kept");
+    }
+
+    /// The agent's file, which is there but cannot be read until what is returned is called.
+    fn make_unreadable(&self) -> impl FnOnce() {
+        let path = self.directory.path().join("agent-data.json");
+        let before = std::fs::read(&path).expect("there");
+        std::fs::write(&path, UNREADABLE).expect("written");
+        move || {
+            assert_eq!(std::fs::read(&path).expect("there"), UNREADABLE, "something was written over it");
+            std::fs::write(&path, before).expect("written");
+        }
     }
 
     /// From now on, or no longer, this file cannot be replaced: as if the process had been stopped just before.
@@ -108,6 +141,51 @@ async fn a_renewed_svid_is_kept_even_where_what_is_followed_cannot_be() {
     place.stop_before("countersign-follow.state", true);
     node.keep(&second, Some(&first)).expect("kept");
     assert_eq!(place.found(), (second.serial_number, None));
+}
+
+#[tokio::test]
+async fn nothing_is_written_over_a_file_that_cannot_be_read() {
+    let place = Place::new();
+    let node = place.node();
+    let first = place.svid(&node, None).await;
+    node.keep(&first, None).expect("kept");
+    place.remember(&[&place.authority]);
+    let second = place.svid(&node, Some(&first)).await;
+    let key = place.config.key_manager.pair("agent-svid-A").expect("there");
+
+    let make_readable = place.make_unreadable();
+    assert!(matches!(node.keep(&second, Some(&first)), Err(NodeError::State(_))));
+    assert!(matches!(node.forget(Some(&first)), Err(NodeError::State(_))));
+    // The key on disk may be that of the SVID there.
+    assert!(matches!(node.new_key(None).await, Err(NodeError::State(_))));
+    assert_eq!(place.config.key_manager.pair("agent-svid-A").expect("there").public_key(), key.public_key());
+    make_readable();
+    assert_eq!(place.found(), (first.serial_number, None));
+    assert_eq!(node.files.agent_data().expect("readable").bundle, [place.authority.certificate.der()]);
+}
+
+#[tokio::test]
+async fn while_its_file_cannot_be_read_an_agent_whose_authorities_have_ended_believes_nobody() {
+    let clock = VirtualClock::at_present();
+    let now = clock.now();
+    let stolen = Arc::new(Authority::new(now.before(DAY * 30), now.after(DAY * 100)).expect("an authority"));
+    let ended = Authority::new(now.before(DAY * 20), now.before(DAY)).expect("an authority");
+    let thief = Scripted::start(Arc::clone(&stolen), Arc::new(clock.clone())).await.expect("a server");
+    let place = Place::of(clock, thief.port());
+    place.trust(&[&stolen]);
+    place.remember(&[&ended]);
+    let node = place.node();
+    assert!(node.load().expect("readable").is_none());
+    assert!(matches!(node.connect(None).await, Err(NodeError::Bootstrap(_))));
+
+    let make_readable = place.make_unreadable();
+    assert!(matches!(node.connect(None).await, Err(NodeError::State(_))));
+    make_readable();
+    assert!(matches!(node.connect(None).await, Err(NodeError::Bootstrap(_))));
+    assert_eq!(thief.knocks(), 0);
+    // What it knows is all that holds it back.
+    std::fs::remove_file(place.directory.path().join("agent-data.json")).expect("removed");
+    node.connect(None).await.expect("a first contact");
 }
 
 proptest::proptest! {
