@@ -334,7 +334,8 @@ impl Node {
         data.svid.clone_from(&svid.chain);
         data.reattestable = svid.reattestable;
         if let Some(own) = self.bundles.load().get(self.trust_domain.name()) {
-            data.bundle = own.x509_authorities().iter().map(|a| a.certificate.der().to_vec()).collect();
+            let ended = trust::ended_last(own, &self.roots(&data), self.clock.now());
+            data.bundle = own.x509_authorities().iter().map(|a| &a.certificate).chain(&ended).map(|c| c.der().to_vec()).collect();
         }
         Ok(self.files.agent_data_put(&data)?)
     }
@@ -366,7 +367,7 @@ impl Node {
                 let given = trust::read(&self.trust_domain, path, *spiffe_format).map_err(NodeError::Bootstrap)?;
                 let given = match self.bundle_on_disk()? {
                     // Everything the agent knew has ended; what was withdrawn before must not come back for that.
-                    Some(ended) => trust::successor(&ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?,
+                    Some(ended) => trust::successor(&ended, &ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?,
                     None => given,
                 };
                 self.connect_by(svid, given).await
@@ -393,8 +394,11 @@ impl Node {
     ) -> Result<Channel, NodeError> {
         let held = self.bundles.load().get(self.trust_domain.name()).map(Arc::clone);
         let newer = trust::read(&self.trust_domain, path, spiffe_format).and_then(|given| {
-            let held = held.unwrap_or_else(|| Arc::new(Bundle::empty(self.trust_domain.clone())));
-            trust::successor(&held, &given).ok_or_else(|| nothing_newer(path))
+            let none = || Bundle::empty(self.trust_domain.clone());
+            let held = held.unwrap_or_else(|| Arc::new(none()));
+            // Roots that have ended are on disk only.
+            let seen = self.bundle_on_disk().map_err(|e| e.to_string())?.unwrap_or_else(none);
+            trust::successor(&held, &seen, &given).ok_or_else(|| nothing_newer(path))
         });
         match newer {
             Ok(newer) => match self.connect_by(svid, newer).await {
@@ -448,13 +452,18 @@ impl Node {
     /// of the operator's file be believed, withdrawn authorities too. Test
     /// `while_its_file_cannot_be_read_an_agent_whose_authorities_have_ended_believes_nobody`.
     fn bundle_on_disk(&self) -> Result<Option<Bundle>, StateError> {
+        let found = self.roots(&self.files.agent_data()?);
+        Ok((!found.x509_authorities().is_empty()).then_some(found))
+    }
+
+    fn roots(&self, data: &AgentData) -> Bundle {
         let mut found = Bundle::empty(self.trust_domain.clone());
-        for der in &self.files.agent_data()?.bundle {
+        for der in &data.bundle {
             if let Ok(certificate) = Certificate::parse(der) {
                 let _ = found.add_x509_authority(certificate, false);
             }
         }
-        Ok((!found.x509_authorities().is_empty()).then_some(found))
+        found
     }
 
     /// The command that gives a new token, for an agent that cannot attest again by itself.

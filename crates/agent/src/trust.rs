@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use countersign_identity::bundle::BUNDLE_BYTES_MAX;
-use countersign_identity::{Bundle, TrustDomain};
+use countersign_identity::x509::Certificate;
+use countersign_identity::{Bundle, Timestamp, TrustDomain};
 
 /// Reads the bundle of a file.
 ///
@@ -35,13 +36,14 @@ fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// What of a file may be believed by an agent that holds a bundle of its server: the authorities it holds anyway, and those
-/// that begin later than all of them. Nothing, if none does.
+/// that begin later than all of them and all it has seen, whether or not they still count. Nothing, if none does.
 ///
 /// INVARIANT: an authority that the server has withdrawn never comes back from a file that nobody has kept new; whoever stole
 /// its key waits for exactly that. A server withdraws an authority only when its successor is published, which begins later.
-/// Test `an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file`.
-pub(crate) fn successor(held: &Bundle, found: &Bundle) -> Option<Bundle> {
-    let newest = held.x509_authorities().iter().map(|a| a.certificate.not_before).max();
+/// Tests `an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file` and
+/// `an_authority_that_has_ended_still_says_what_is_too_old`.
+pub(crate) fn successor(held: &Bundle, seen: &Bundle, found: &Bundle) -> Option<Bundle> {
+    let newest = newest(held).max(newest(seen));
     let mut kept = Bundle::empty(held.trust_domain().clone());
     let mut has_news = false;
     for authority in found.x509_authorities() {
@@ -54,4 +56,16 @@ pub(crate) fn successor(held: &Bundle, found: &Bundle) -> Option<Bundle> {
         }
     }
     has_news.then_some(kept)
+}
+
+/// Roots seen before that have ended and begin later than all that are held. They prove nothing any more, and are kept because
+/// they say which authorities of a file are too old to be believed.
+pub(crate) fn ended_last(held: &Bundle, seen: &Bundle, now: Timestamp) -> Vec<Certificate> {
+    let newest = newest(held);
+    let seen = seen.x509_authorities().iter().map(|a| &a.certificate);
+    seen.filter(|c| c.not_after <= now && Some(c.not_before) > newest).cloned().collect()
+}
+
+fn newest(bundle: &Bundle) -> Option<Timestamp> {
+    bundle.x509_authorities().iter().map(|a| a.certificate.not_before).max()
 }

@@ -188,6 +188,45 @@ async fn while_its_file_cannot_be_read_an_agent_whose_authorities_have_ended_bel
     node.connect(None).await.expect("a first contact");
 }
 
+#[tokio::test]
+async fn an_authority_that_has_ended_still_says_what_is_too_old() {
+    let clock = VirtualClock::at_present();
+    let now = clock.now();
+    let authority = |age: u32, end| Arc::new(Authority::new(now.before(DAY * age), end).expect("an authority"));
+    let (held, stolen, ended) = (authority(40, now.after(DAY)), authority(30, now.after(DAY)), authority(20, now.before(DAY)));
+    let next = authority(10, now.after(DAY));
+    let server = Scripted::start(Arc::clone(&stolen), Arc::new(clock.clone())).await.expect("a server");
+    let place = Place::of(clock, server.port());
+    place.trust(&[&stolen]);
+    place.remember(&[&held, &ended]);
+    let node = place.node();
+    assert!(node.load().expect("readable").is_none());
+    let refused = async |node: &Node| matches!(node.connect(None).await, Err(NodeError::Connect(e)) if e.unknown_authority);
+    assert!(refused(&node).await);
+    // While what it has seen cannot be read, not even what is newer is believed.
+    place.trust(&[&stolen, &next]);
+    let make_readable = place.make_unreadable();
+    assert!(refused(&node).await);
+    make_readable();
+    // Writing its file does not make it forget.
+    let svid = place.svid(&node, None).await;
+    node.keep(&svid, None).expect("kept");
+    place.trust(&[&stolen]);
+    let node = place.node();
+    node.load().expect("readable").expect("there");
+    assert!(refused(&node).await);
+
+    server.present(Arc::clone(&next)).expect("presented");
+    assert!(refused(&node).await);
+    place.trust(&[&stolen, &next]);
+    node.connect(None).await.expect("the next authority is believed");
+    server.present(stolen).expect("presented");
+    assert!(refused(&node).await);
+    // Once a newer one is held, it says enough.
+    node.keep(&svid, None).expect("kept");
+    assert_eq!(node.files.agent_data().expect("readable").bundle, [next.certificate.der()]);
+}
+
 proptest::proptest! {
     #[test]
     fn certificates_on_disk_that_are_none_are_a_new_start(
