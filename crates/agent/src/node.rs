@@ -305,14 +305,16 @@ impl Node {
     /// `stopped_at_any_step_of_a_renewal_the_svid_on_disk_and_what_is_followed_fit`.
     fn keep(&self, svid: &NodeSvid, renewed: Option<&NodeSvid>) -> Result<(), NodeError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.newest = Some(svid.serial_number.clone());
         if let Some(renewed) = renewed
             && let Err(error) = self.files.follow_rebind(&renewed.serial_number, &svid.serial_number)
         {
             // The SVID is worth more; without the rest a restart asks the server.
             tracing::warn!(%error, "What is followed could not be bound to the renewed SVID");
         }
-        self.write(svid)
+        self.write(svid)?;
+        // Only now: until it is on disk, the one before it is used, and what is followed goes on being kept beside that.
+        kept.newest = Some(svid.serial_number.clone());
+        Ok(())
     }
 
     /// Writes the bundle and what is followed beside this SVID, unless a newer one is there by now or it was forgotten.

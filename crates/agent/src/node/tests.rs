@@ -144,6 +144,21 @@ async fn a_renewed_svid_is_kept_even_where_what_is_followed_cannot_be() {
 }
 
 #[tokio::test]
+async fn after_a_renewal_that_could_not_be_kept_what_is_followed_is_kept_beside_the_svid_in_use() {
+    let place = Place::new();
+    let node = place.node();
+    let first = place.svid(&node, None).await;
+    node.keep(&first, None).expect("kept");
+    assert!(node.keep_followed(&first, &followed(1)).expect("kept"));
+    let second = place.svid(&node, Some(&first)).await;
+    place.stop_before("agent-data.json", true);
+    node.keep(&second, Some(&first)).expect_err("no room");
+    place.stop_before("agent-data.json", false);
+    assert!(node.keep_followed(&first, &followed(2)).expect("kept"));
+    assert_eq!(place.found(), (first.serial_number, Some(2)));
+}
+
+#[tokio::test]
 async fn nothing_is_written_over_a_file_that_cannot_be_read() {
     let place = Place::new();
     let node = place.node();
