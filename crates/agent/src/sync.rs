@@ -1,7 +1,7 @@
 //! The one place where the agent speaks to the server after it has joined: follows the pushed stream, acknowledges, asks
 //! for credentials, and keeps the agent's own SVID new.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use countersign_identity::{Entry, Selector, Timestamp};
@@ -24,6 +24,9 @@ use crate::cache::{Cache, Update};
 use crate::node::{Node, NodeError, NodeSvid};
 use crate::rotate::{Issuer, Rotator};
 use crate::state::Files;
+use overload::Overload;
+
+mod overload;
 
 /// First wait after a lost connection; it doubles up to [`RETRY_MAX`], with jitter.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -38,10 +41,6 @@ const ACK_DELAY: Duration = Duration::from_millis(20);
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a call waits for the connection of a renewed SVID: it is made at once after the renewal, and takes milliseconds.
 const RENEWED_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause after the server said that it is asked too much; it doubles up to [`OVERLOAD_PAUSE_MAX`], with jitter.
-const OVERLOAD_PAUSE_FIRST: Duration = Duration::from_millis(250);
-/// Longest such pause: a token that a workload waits for must not come later than a patient caller's deadline.
-const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(8);
 /// Longest wait after a failed renewal of the agent's own SVID, of which half of its life is left.
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -68,20 +67,13 @@ pub(crate) struct Sync {
     cursor: RwLock<Option<wire::Cursor>>,
     /// Counts connections.
     connections: watch::Sender<u64>,
-    overload: Mutex<Overload>,
+    overload: Overload,
 }
 
 #[derive(Default)]
 struct Current {
     svid: Option<Arc<NodeSvid>>,
     channel: Option<Channel>,
-}
-
-/// A server that said it is asked too much is left alone for a while, by all calls for credentials together.
-#[derive(Debug, Default)]
-struct Overload {
-    pause: Option<Duration>,
-    until: Option<Instant>,
 }
 
 /// Why a stream ended.
@@ -110,7 +102,7 @@ impl Sync {
             dirty: Notify::new(),
             cursor: RwLock::default(),
             connections: watch::Sender::default(),
-            overload: Mutex::default(),
+            overload: Overload::default(),
         }
     }
 
@@ -455,7 +447,7 @@ impl Sync {
             request.set_timeout(ISSUE_TIMEOUT);
             async move { NodeClient::new(channel).issue(request).await }
         };
-        self.spare_the_server()?;
+        self.overload.spare_the_server(Instant::now())?;
         let unconnected = || Status::unavailable("there is no connection to the server");
         let (channel, connection) = self.channel().ok_or_else(unconnected)?;
         let answer = match ask(channel).await {
@@ -470,38 +462,10 @@ impl Sync {
             }
             answer => answer,
         };
-        self.note_overload(answer.as_ref().err());
+        self.overload.note(answer.as_ref().err(), Instant::now(), &self.random);
         let credential = answer?.into_inner().credential;
         self.heard();
         Ok(credential)
-    }
-
-    fn spare_the_server(&self) -> Result<(), Status> {
-        let until = self.overload.lock().unwrap_or_else(PoisonError::into_inner).until;
-        match until {
-            Some(until) if until > Instant::now() => {
-                Err(Status::resource_exhausted("the server has said that it is asked too much, the agent waits before it asks again"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn note_overload(&self, error: Option<&Status>) {
-        let mut overload = self.overload.lock().unwrap_or_else(PoisonError::into_inner);
-        match error {
-            None => *overload = Overload::default(),
-            Some(status) if status.code() == Code::ResourceExhausted => {
-                // Calls that were under way together count as one.
-                if overload.until.is_some_and(|until| until > Instant::now()) {
-                    return;
-                }
-                let pause = overload.pause.map_or(OVERLOAD_PAUSE_FIRST, |pause| (pause * 2).min(OVERLOAD_PAUSE_MAX));
-                let wait = pause.mul_f64(0.8 + 0.4 * self.random.fraction());
-                tracing::warn!(error = status.message(), retry_interval = ?wait, "The server is asked too much, waiting before asking again");
-                *overload = Overload { pause: Some(pause), until: Some(Instant::now() + wait) };
-            }
-            Some(_) => {}
-        }
     }
 }
 
