@@ -24,7 +24,7 @@ use crate::cache::{Cache, Update};
 use crate::node::{Node, NodeError, NodeSvid};
 use crate::rotate::{Issuer, Rotator};
 use crate::state::Files;
-use overload::Overload;
+use overload::Overloads;
 
 mod overload;
 
@@ -67,7 +67,7 @@ pub(crate) struct Sync {
     cursor: RwLock<Option<wire::Cursor>>,
     /// Counts connections.
     connections: watch::Sender<u64>,
-    overload: Overload,
+    overloads: Overloads,
 }
 
 #[derive(Default)]
@@ -102,7 +102,7 @@ impl Sync {
             dirty: Notify::new(),
             cursor: RwLock::default(),
             connections: watch::Sender::default(),
-            overload: Overload::default(),
+            overloads: Overloads::default(),
         }
     }
 
@@ -435,6 +435,7 @@ impl Sync {
         facts: &[Selector],
     ) -> Result<Option<wire::issue_response::Credential>, Status> {
         tracing::trace!(hop = "sends the request");
+        let overload = self.overloads.of(&credential);
         let message = wire::IssueRequest {
             entry_id: entry.id.clone(),
             entry_revision: entry.revision_number,
@@ -447,7 +448,7 @@ impl Sync {
             request.set_timeout(ISSUE_TIMEOUT);
             async move { NodeClient::new(channel).issue(request).await }
         };
-        self.overload.spare_the_server(Instant::now())?;
+        overload.spare_the_server(Instant::now())?;
         let unconnected = || Status::unavailable("there is no connection to the server");
         let (channel, connection) = self.channel().ok_or_else(unconnected)?;
         let answer = match ask(channel).await {
@@ -462,7 +463,7 @@ impl Sync {
             }
             answer => answer,
         };
-        self.overload.note(answer.as_ref().err(), Instant::now(), &self.random);
+        overload.note(answer.as_ref().err(), Instant::now(), &self.random);
         let credential = answer?.into_inner().credential;
         self.heard();
         Ok(credential)
