@@ -367,12 +367,15 @@ impl Node {
             }
             Bootstrap::File { path, spiffe_format } if !knows() => {
                 let given = trust::read(&self.trust_domain, path, *spiffe_format).map_err(NodeError::Bootstrap)?;
-                let given = match self.bundle_on_disk()? {
+                match self.bundle_on_disk()? {
                     // Everything the agent knew has ended; what was withdrawn before must not come back for that.
-                    Some(ended) => trust::successor(&ended, &ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?,
-                    None => given,
-                };
-                self.connect_by(svid, given).await
+                    Some(ended) => {
+                        let newer = trust::successor(&ended, &ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?;
+                        self.adopt(svid, newer, path, Some("all authorities of the cached bundle have ended")).await?;
+                    }
+                    None => self.adopt(svid, given, path, None).await?,
+                }
+                self.connect_trusting(svid, Arc::clone(&self.bundles)).await
             }
             Bootstrap::Insecure | Bootstrap::File { .. } => {
                 match (self.connect_trusting(svid, Arc::clone(&self.bundles)).await, &self.bootstrap) {
@@ -403,14 +406,8 @@ impl Node {
             trust::successor(&held, &seen, &given).ok_or_else(|| nothing_newer(path))
         });
         match newer {
-            Ok(newer) => match self.connect_by(svid, newer).await {
-                Ok(channel) => {
-                    tracing::warn!(
-                        trust_bundle_path = %path.display(),
-                        "The cached bundle does not know the server's authority; took the newer bundle of trust_bundle_path, which does"
-                    );
-                    Ok(channel)
-                }
+            Ok(newer) => match self.adopt(svid, newer, path, Some("the cached bundle does not know the server's authority")).await {
+                Ok(()) => self.connect_trusting(svid, Arc::clone(&self.bundles)).await,
                 Err(other) => {
                     tracing::warn!(error = %other, "Neither the cached bundle nor the newer one of trust_bundle_path fits the server");
                     Err(error.into())
@@ -427,13 +424,18 @@ impl Node {
         }
     }
 
-    /// Connects by another bundle, which takes the place of the cached one only if the server proves itself with it.
-    async fn connect_by(&self, svid: Option<&NodeSvid>, bundle: Bundle) -> Result<Channel, NodeError> {
+    /// Puts another bundle in the place of the cached one, if the server proves itself with it. The caller connects once more,
+    /// so that the connection follows the bundle when that changes. `reason` says why the cached one is replaced; without one
+    /// there was none.
+    async fn adopt(&self, svid: Option<&NodeSvid>, bundle: Bundle, path: &Path, reason: Option<&str>) -> Result<(), NodeError> {
         let tried: SharedBundles = Arc::new(ArcSwap::from_pointee(BundleSet::from_iter([Arc::new(bundle)])));
         self.connect_trusting(svid, Arc::clone(&tried)).await?;
         self.bundles.store(tried.load_full());
-        // Once more, so that the connection follows the bundle when that changes.
-        self.connect_trusting(svid, Arc::clone(&self.bundles)).await
+        // Said here, whatever becomes of the connection: from now on the agent believes other authorities.
+        if let Some(reason) = reason {
+            tracing::warn!(reason, trust_bundle_path = %path.display(), "Took the newer bundle of trust_bundle_path, which knows the server");
+        }
+        Ok(())
     }
 
     async fn connect_trusting(&self, svid: Option<&NodeSvid>, bundles: SharedBundles) -> Result<Channel, NodeError> {

@@ -6,6 +6,7 @@ use countersign_testkit::scripted::{Authority, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
 use countersign_transport::random::Seeded;
 use countersign_wire::node::Cursor;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
@@ -240,6 +241,57 @@ async fn an_authority_that_has_ended_still_says_what_is_too_old() {
     // Once a newer one is held, it says enough.
     node.keep(&svid, None).expect("kept");
     assert_eq!(node.files.agent_data().expect("readable").bundle, [next.certificate.der()]);
+}
+
+/// The port of a door to a server that lets this many connections in and then is gone.
+async fn door(server: u16, connections: usize) -> u16 {
+    let door = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let port = door.local_addr().expect("a port").port();
+    tokio::spawn(async move {
+        for _ in 0..connections {
+            let (mut outside, _) = door.accept().await.expect("a connection");
+            let mut inside = TcpStream::connect(("127.0.0.1", server)).await.expect("a connection");
+            tokio::spawn(async move { drop(tokio::io::copy_bidirectional(&mut outside, &mut inside).await) });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_bundle_that_was_taken_is_in_the_log_even_if_the_server_is_gone_right_after() {
+    let clock = VirtualClock::at_present();
+    let now = clock.now();
+    let authority = |age: u32, end| Arc::new(Authority::new(now.before(DAY * age), end).expect("an authority"));
+    let (held, next) = (authority(40, now.after(DAY)), authority(10, now.after(DAY)));
+    let server = Scripted::start(Arc::clone(&next), Arc::new(clock.clone())).await.expect("a server");
+    // One connection shows that the authority is not known, one that the newer bundle fits.
+    let place = Place::of(clock.clone(), door(server.port(), 2).await);
+    let path = place.directory.path().join("agent.log");
+    let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::new(std::fs::File::create(&path).expect("made"))).finish();
+    let _logging = tracing::subscriber::set_default(lines);
+    let said = || std::fs::read_to_string(&path).expect("there");
+    place.remember(&[&held]);
+    place.trust(&[&next]);
+    let node = place.node();
+    node.load().expect("readable");
+    let error = node.connect(None).await.expect_err("the server is gone");
+    assert!(matches!(&error, NodeError::Connect(e) if !e.unknown_authority), "{error}");
+    assert!(!said().contains("Neither"), "{}", said());
+    assert!(said().contains("Took the newer bundle of trust_bundle_path"), "{}", said());
+
+    // The same where nothing that was known counts any more; what a first contact takes replaces nothing.
+    for (remembered, is_said) in [(vec![authority(40, now.before(DAY))], true), (Vec::new(), false)] {
+        let place = Place::of(clock.clone(), server.port());
+        place.remember(&remembered.iter().map(|a| &**a).collect::<Vec<_>>());
+        place.trust(&[&next]);
+        let node = place.node();
+        node.load().expect("readable");
+        let before = said().len();
+        node.connect(None).await.expect("connected");
+        let after = said().split_off(before);
+        assert_eq!(after.contains("all authorities of the cached bundle have ended"), is_said, "{after}");
+        assert_eq!(after.contains("Took the newer bundle"), is_said, "{after}");
+    }
 }
 
 proptest::proptest! {
