@@ -234,7 +234,6 @@ fn parse(line: &str) -> Option<(String, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
     use std::task::{Context, Waker};
 
@@ -253,8 +252,12 @@ mod tests {
             let path = |name: &str| directory.path().join(name);
             std::fs::write(path("passwd"), "root:x:0:0::/:\n").expect("written");
             std::fs::write(path("group"), "wheel:x:0:\n").expect("written");
-            std::fs::write(path("getent"), format!("#!/bin/sh\ncd {}\n{script}\n", directory.path().display())).expect("written");
-            std::fs::set_permissions(path("getent"), std::fs::Permissions::from_mode(0o755)).expect("executable");
+            std::fs::write(path("script"), format!("#!/bin/sh\ncd {}\n{script}\n", directory.path().display())).expect("written");
+            // Written by another process: a child that a test beside this one has just forked may hold what this process has
+            // open, and the kernel starts no program that somebody has open for writing.
+            let mut install = std::process::Command::new("install");
+            let made = install.args(["-m", "755"]).arg(path("script")).arg(path("getent")).status().expect("`install` of coreutils");
+            assert!(made.success());
             let accounts = Accounts::new(path("passwd"), path("group"), path("getent"));
             Self { directory, accounts }
         }
