@@ -29,7 +29,7 @@ pub(crate) enum Server {
 pub(crate) struct RunServer {
     #[command(flatten)]
     configured: Configured<ServerDefault>,
-    /// Make a new trust root in the place of this X.509 authority, whose key is gone for good; every agent has to attest again
+    /// Make a new trust root in the place of this X.509 authority, whose key or record is gone for good; every agent has to attest again
     #[arg(long, value_name = "ID")]
     replace_lost_authority: Vec<String>,
 }

@@ -60,7 +60,7 @@ pub struct Config {
     pub health_checks: Option<HealthChecks>,
     /// Listener for metrics, if wanted.
     pub prometheus: Option<Prometheus>,
-    /// X.509 authorities whose lost keys the operator has given up, so that new ones may take their place. Never in the
+    /// X.509 authorities whose lost keys or lost records the operator has given up, so that new ones may take their place. Never in the
     /// file: it is said once, when it happens.
     pub replace_lost_authorities: Vec<String>,
     /// Things to tell the operator that do not stop the start.

@@ -5,10 +5,11 @@
 //! missing until an operator says so, and no key is overwritten that a store elsewhere may still need. Nothing here
 //! removes anything.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_identity::key::PublicKey;
+use countersign_identity::key::{PublicKey, hex};
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyManagerError;
@@ -32,6 +33,25 @@ pub enum Mismatch {
     /// Keys and journal are there, the store is empty.
     #[error("the store `{0}` is empty, but this server has issued before and still has its authority keys")]
     StoreLost(String),
+    /// The keys belong to authorities that came after what the store knows, as after a restore of an old backup.
+    #[error(
+        "the store `{store}` is older than the authority keys: it knows no authority that can be gone on with, and not X.509 authority `{}`, whose key is here",
+        ids.join("`, `")
+    )]
+    StoreOlder {
+        /// The store.
+        store: String,
+        /// The authorities by whose keys agents may verify this server.
+        ids: Vec<String>,
+    },
+    /// The journal does not answer.
+    #[error("cannot look for earlier certificates of this server in the journal `{}`: {source}", path.display())]
+    Journal {
+        /// Its directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The key manager does not answer.
     #[error("cannot look at the authority keys: {0}")]
     Keys(#[from] KeyManagerError),
@@ -51,9 +71,27 @@ impl Mismatch {
                  trust root, move the key file away: every agent needs the new bundle and a new attestation then"
                     .to_owned(),
             ),
-            Self::Keys(_) => None,
+            Self::StoreOlder { ids, .. } => Some(format!(
+                "put back a newer backup with `countersign store restore`, or what stood here before the last restore, which is beside the \
+                 store as `….before-restore`; nothing was changed. If there is none, start once with {}: a new trust root is made, the \
+                 key is overwritten, and every agent needs the new bundle and a new attestation",
+                ids.iter().map(|id| format!("`--replace-lost-authority {id}`")).collect::<Vec<_>>().join(" ")
+            )),
+            Self::Journal { .. } | Self::Keys(_) => None,
         }
     }
+}
+
+/// What the journal says about certificates that this server had for itself: such a one is made once an authority is
+/// durable, never before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Issued {
+    /// There was none.
+    Never,
+    /// The newest was signed by this X.509 authority, the one by which agents verify this server.
+    By(String),
+    /// There was one, or may have been, and who signed the newest cannot be told.
+    Unclear,
 }
 
 /// What there is at a start.
@@ -67,10 +105,9 @@ pub(crate) struct Found<'a> {
     pub(crate) keys: &'a [(String, PublicKey)],
     /// Whether keys outlive the process.
     pub(crate) keys_persist: bool,
-    /// Whether the journal knows a server certificate: then an authority was once durable. Looked at only where the store
-    /// has no authority.
-    pub(crate) has_issued: bool,
-    /// Authorities whose keys the operator says are gone for good.
+    /// Asks the journal; only where no authority can be gone on with, since the answer may take reading a whole segment.
+    pub(crate) issued: &'a (dyn Fn() -> Result<Issued, Mismatch> + Sync),
+    /// Authorities whose keys or records the operator says are gone for good.
     pub(crate) given_up: &'a [String],
     pub(crate) now: Timestamp,
 }
@@ -100,9 +137,23 @@ pub(crate) fn judge(found: &Found<'_>) -> Result<Judged, Mismatch> {
         if let Some(lost) = lost.filter(|a| found.keys_persist && !found.given_up.iter().any(|id| **id == *a.id)) {
             return Err(Mismatch::KeysLost { id: lost.id.to_string(), until: lost.expires_at });
         }
+        let issued = (found.issued)()?;
+        let has_issued = issued != Issued::Never;
         let is_new = found.snapshot.authorities().next().is_none() && found.snapshot.bundle(found.trust_domain.name()).is_none();
-        if is_new && found.keys_persist && found.has_issued && found.keys.iter().any(|(id, _)| is_authority_key(id)) {
+        if is_new && found.keys_persist && has_issued && found.keys.iter().any(|(id, _)| is_authority_key(id)) {
             return Err(Mismatch::StoreLost(found.store_path.display().to_string()));
+        }
+        let strangers = strangers(found);
+        let unknown = signed_lately(&strangers, &issued);
+        let kept: Vec<String> = unknown.iter().filter(|id| !found.given_up.contains(id)).cloned().collect();
+        if !is_new && found.keys_persist && !kept.is_empty() {
+            return Err(Mismatch::StoreOlder { store: found.store_path.display().to_string(), ids: kept });
+        }
+        for id in strangers.iter().filter(|id| found.given_up.contains(id)) {
+            warnings.push(format!(
+                "X.509 authority `{id}` is not in the store and is given up: a new trust root is made, and agents need the new bundle and a \
+                 new attestation"
+            ));
         }
         if let Some(lost) = lost {
             warnings.push(format!(
@@ -110,7 +161,7 @@ pub(crate) fn judge(found: &Found<'_>) -> Result<Judged, Mismatch> {
                  agents need the new bundle and a new attestation",
                 lost.id, lost.expires_at
             ));
-        } else if is_new && found.has_issued {
+        } else if is_new && has_issued {
             warnings.push(
                 "This server has issued before, but its store is empty and its keys are gone: a new trust root is made, and agents need the \
                  new bundle and a new attestation"
@@ -165,6 +216,29 @@ fn is_of(authority: &AuthorityRecord, id: &str, key: &PublicKey) -> bool {
 
 fn is_known(found: &Found<'_>, id: &str, key: &PublicKey) -> bool {
     found.snapshot.authorities().any(|a| is_of(a, id, key))
+}
+
+/// X.509 authorities whose keys are here and of which the store has never heard, by the names they have in the journal.
+/// Those that have ended and are still in the bundle are known. Tokens' keys do not count: agents get new ones from any
+/// server they can verify.
+fn strangers(found: &Found<'_>) -> Vec<String> {
+    let [x509, _] = KEY_PREFIXES;
+    let published = |key: &PublicKey| {
+        let bundle = found.snapshot.bundle(found.trust_domain.name());
+        bundle.is_some_and(|b| b.x509_authorities().iter().any(|a| a.certificate.public_key == *key))
+    };
+    let keys = found.keys.iter().filter(|(id, key)| id.starts_with(x509) && !is_known(found, id, key) && !published(key));
+    keys.map(|(_, key)| hex(&key.key_id())).collect()
+}
+
+/// Those of them by which agents may verify this server. A key that a crash or a full disk left behind before it was
+/// published signed nothing, and where the journal can say so it stops no start.
+fn signed_lately(strangers: &[String], issued: &Issued) -> Vec<String> {
+    let may_have = |id: &&String| match issued {
+        Issued::By(signer) => *id == signer,
+        Issued::Never | Issued::Unclear => true,
+    };
+    strangers.iter().filter(may_have).cloned().collect()
 }
 
 fn is_authority_key(id: &str) -> bool {

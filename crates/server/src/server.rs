@@ -20,6 +20,7 @@ use countersign_transport::limits::{
 use countersign_transport::tls::SharedBundles;
 use countersign_transport::unix::SocketError;
 use countersign_transport::{observe, tcp, tls, unix};
+use countersign_wire::journal::Kind;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -30,7 +31,7 @@ use crate::audit::{self, Journal, JournalError};
 use crate::authorities::{Authorities, IssueError, Settings};
 use crate::config::Config;
 use crate::follow::Hub;
-use crate::inventory::{self, Found, Mismatch};
+use crate::inventory::{self, Found, Issued, Mismatch};
 use crate::jobs;
 use crate::metrics::{Metrics, Reading};
 use crate::own::OwnIdentity;
@@ -393,8 +394,7 @@ async fn server_id(config: &Config, store: &Store, now: Timestamp) -> Result<Arc
         store_path: &config.store_path,
         keys: &keys,
         keys_persist: config.key_manager.is_persistent(),
-        // Asked of a store without authorities only: the question may read a whole segment.
-        has_issued: snapshot.authorities().next().is_none() && has_issued(config)?,
+        issued: &|| issued(config),
         given_up: &config.replace_lost_authorities,
         now,
     })?;
@@ -408,14 +408,20 @@ async fn server_id(config: &Config, store: &Store, now: Timestamp) -> Result<Arc
     Ok(id)
 }
 
-/// Whether the journal knows a certificate of a server: it is made once an authority is durable, never before.
-fn has_issued(config: &Config) -> Result<bool, ServerError> {
-    let query = audit::Query { spiffe_id: Some(config.trust_domain.server_id().to_string()), limit: 1, ..audit::Query::default() };
-    match audit::search(&config.journal.directory, &query) {
-        Ok(answer) => Ok(!answer.records.is_empty()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(ServerError::File { path: config.journal.directory.clone(), source }),
-    }
+/// Asks the journal for certificates of this server.
+fn issued(config: &Config) -> Result<Issued, Mismatch> {
+    let spiffe_id = Some(config.trust_domain.server_id().to_string());
+    let query = audit::Query { spiffe_id, limit: 1, ..audit::Query::default() };
+    let answer = match audit::search(&config.journal.directory, &query) {
+        Ok(answer) => answer,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Issued::Never),
+        Err(source) => return Err(Mismatch::Journal { path: config.journal.directory.clone(), source }),
+    };
+    Ok(match answer.records.last() {
+        Some(own) if own.kind() == Kind::OwnX509 => Issued::By(own.authority_id.clone()),
+        Some(_) => Issued::Unclear,
+        None => Issued::Never,
+    })
 }
 
 fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {

@@ -17,10 +17,22 @@ struct World {
 impl World {
     /// A server that has run for a while and stands still.
     async fn stopped() -> (Self, Vec<Certificate>) {
-        let (mut domain, clock) = virtual_domain("").await;
+        let (domain, clock) = virtual_domain("").await;
         let roots = roots(&domain).await;
-        domain.stop_server().await;
-        (Self { domain, clock }, roots)
+        let mut world = Self { domain, clock };
+        world.stop().await;
+        (world, roots)
+    }
+
+    /// Stops the server, and returns once nothing of it has the store's files open, so that they may be moved.
+    async fn stop(&mut self) {
+        self.domain.stop_server().await;
+        let store = self.file("store.sqlite3");
+        let closed = async || {
+            let mut open = std::fs::read_dir("/proc/self/fd").ok()?.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            (!open.any(|path| path.to_str().is_some_and(|p| p.starts_with(store.to_str().unwrap())))).then_some(())
+        };
+        until("the store of the server before is closed", closed).await.unwrap();
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -61,7 +73,7 @@ async fn a_lost_name_is_taken_from_the_store_and_no_root_is_made() {
         world.start(&[]).await.unwrap();
         assert_eq!(roots(&world.domain).await, before, "{spoilt:?}");
         assert_eq!(std::fs::read_to_string(world.file("server.id")).unwrap(), name, "{spoilt:?}");
-        world.domain.stop_server().await;
+        world.stop().await;
     }
 }
 
@@ -88,11 +100,11 @@ async fn keys_that_are_given_up_by_name_are_replaced_and_the_old_root_stays() {
     world.start(&[&before[0].authority_id()]).await.unwrap();
     let after = roots(&world.domain).await;
     assert_eq!((after.len(), &after[0]), (2, &before[0]));
-    world.domain.stop_server().await;
+    world.stop().await;
     // The option may stay where it was written: it names what is gone already.
     world.start(&[&before[0].authority_id()]).await.unwrap();
     assert_eq!(roots(&world.domain).await, after);
-    world.domain.stop_server().await;
+    world.stop().await;
     std::fs::remove_file(world.file("keys.json")).unwrap();
     let error = world.start(&[&before[0].authority_id()]).await.unwrap_err();
     assert!(matches!(error, ServerError::Mismatch(Mismatch::KeysLost { .. })), "{error}");
@@ -119,6 +131,79 @@ async fn an_empty_store_beside_the_keys_of_one_that_issued_stops_the_start() {
     std::fs::rename(&journal, aside.join("journal")).unwrap();
     world.start(&[]).await.unwrap();
     assert_ne!(roots(&world.domain).await, before);
+}
+
+/// Lets a domain issue for longer than its first authority lives, with a backup from before. The server stands still, and
+/// the backup is in the place of its store.
+async fn restored_too_old() -> (World, Vec<Certificate>) {
+    let (mut world, before) = World::stopped().await;
+    let (store, backup) = (world.file("store.sqlite3"), world.domain.directory().join("backup"));
+    countersign_store::backup(&store, &backup).unwrap();
+    world.start(&[]).await.unwrap();
+    world.clock.advance(HOUR * 13);
+    let rotated = async || Some(roots(&world.domain).await).filter(|r| r.len() == 2);
+    let after = until("the second authority", rotated).await.unwrap();
+    // Its own certificate is the second authority's at the next start.
+    world.stop().await;
+    world.clock.advance(HOUR * 9);
+    world.start(&[]).await.unwrap();
+    world.stop().await;
+    world.clock.advance(HOUR * 3);
+    countersign_store::restore(&backup, &store).unwrap();
+    assert_eq!(after[0], before[0]);
+    (world, after)
+}
+
+#[tokio::test]
+async fn a_store_older_than_the_keys_stops_the_start() {
+    let (mut world, roots_before) = restored_too_old().await;
+    let keys = std::fs::read(world.file("keys.json")).unwrap();
+    for given_up in [&[][..], &[&*roots_before[0].authority_id()]] {
+        let error = world.start(given_up).await.unwrap_err();
+        let ServerError::Mismatch(Mismatch::StoreOlder { ids, .. }) = &error else { panic!("{error}") };
+        assert_eq!(*ids, [roots_before[1].authority_id()]);
+        assert!(error.hint().unwrap().contains(&format!("--replace-lost-authority {}", ids[0])));
+    }
+    assert_eq!(std::fs::read(world.file("keys.json")).unwrap(), keys, "no key was overwritten");
+
+    // Without a journal nobody can say that the key was never used.
+    let (journal, aside) = (world.file("journal"), world.domain.directory().join("aside"));
+    std::fs::rename(&journal, &aside).unwrap();
+    let error = world.start(&[]).await.unwrap_err();
+    assert!(matches!(error, ServerError::Mismatch(Mismatch::StoreOlder { .. })), "{error}");
+    let _ = std::fs::remove_dir_all(&journal);
+    std::fs::rename(&aside, &journal).unwrap();
+
+    // What stood there before the restore heals it.
+    let newer = world.file("store.before-restore");
+    let moved = world.domain.directory().join("newer");
+    std::fs::rename(newer, &moved).unwrap();
+    countersign_store::restore(&moved, &world.file("store.sqlite3")).unwrap();
+    world.start(&[]).await.unwrap();
+    assert_eq!(roots(&world.domain).await[..2], roots_before, "the second signs on; a third is prepared by now");
+}
+
+#[tokio::test]
+async fn a_store_older_than_the_keys_is_gone_on_with_when_they_are_given_up_by_name() {
+    let (mut world, before) = restored_too_old().await;
+    world.start(&[&before[1].authority_id()]).await.unwrap();
+    assert!(!roots(&world.domain).await.contains(&before[1]));
+}
+
+#[tokio::test]
+async fn a_key_that_never_signed_stops_no_start_after_weeks_off() {
+    let (mut world, before) = World::stopped().await;
+    let (store, backup) = (world.file("store.sqlite3"), world.domain.directory().join("backup"));
+    countersign_store::backup(&store, &backup).unwrap();
+    world.start(&[]).await.unwrap();
+    world.clock.advance(HOUR * 13);
+    until("a key for the second", async || Some(roots(&world.domain).await).filter(|r| r.len() == 2)).await.unwrap();
+    world.stop().await;
+    // As a crash leaves it between the key and its record.
+    countersign_store::restore(&backup, &store).unwrap();
+    world.clock.advance(HOUR * 24 * 21);
+    world.start(&[]).await.unwrap();
+    assert!(!roots(&world.domain).await.contains(&before[0]), "what ended long ago is gone");
 }
 
 #[tokio::test]
