@@ -4,6 +4,7 @@
 //! working copy. Rotation is in `rotation.rs`.
 
 mod rotation;
+mod time_of_day;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -122,6 +123,8 @@ pub struct Authorities {
     active: ArcSwap<Active>,
     /// Of prepared authorities only.
     published: Mutex<HashMap<Arc<str>, rotation::Published>>,
+    /// As rotation has seen it.
+    time_of_day: Mutex<time_of_day::TimeOfDay>,
 }
 
 impl std::fmt::Debug for Authorities {
@@ -133,7 +136,8 @@ impl std::fmt::Debug for Authorities {
 impl Authorities {
     /// Not yet able to sign; [`Authorities::rotate`] makes it so.
     pub fn new(settings: Settings, keys: Arc<dyn KeyManager>, store: Store, journal: Journal, clock: SharedClock) -> Self {
-        Self { settings, keys, store, journal, clock, active: ArcSwap::default(), published: Mutex::default() }
+        let (published, time_of_day) = (Mutex::default(), Mutex::default());
+        Self { settings, keys, store, journal, clock, active: ArcSwap::default(), published, time_of_day }
     }
 
     /// The X509-SVIDs these permissions allow, for these keys. All are recorded in one group before any is signed;

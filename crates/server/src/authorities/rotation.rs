@@ -5,6 +5,9 @@
 //! so a step does not shorten it; what passed before this process started is taken from the time of day. Without an
 //! active authority nothing is waited for.
 //!
+//! What the clock says right after a jump is not believed for some minutes (`time_of_day.rs`): an authority that seems to
+//! have ended by it is neither dropped nor replaced, and signs again as soon as the clock is corrected.
+//!
 //! Each step is one transaction: the authority's state and the bundle change together. The key comes first, so that a
 //! crash between leaves a key nobody knows of, never an authority without a key.
 
@@ -50,11 +53,17 @@ impl Authorities {
     /// # Errors
     /// A step failed; what was done before it stays.
     pub async fn rotate(&self) -> Result<Timestamp, IssueError> {
-        let mut next = self.rotate_family(AuthorityFamily::X509).await?;
+        let doubted = {
+            let mut time_of_day = self.time_of_day.lock().unwrap_or_else(PoisonError::into_inner);
+            time_of_day.look(self.clock.now(), self.clock.steady())
+        };
+        let mut next = self.rotate_family(AuthorityFamily::X509, doubted).await?;
         if !self.settings.disable_jwt_svids {
-            next = next.min(self.rotate_family(AuthorityFamily::Jwt).await?);
+            next = next.min(self.rotate_family(AuthorityFamily::Jwt, doubted).await?);
         }
-        self.prune().await?;
+        if doubted.is_zero() {
+            self.prune().await?;
+        }
         Ok(next.min(self.clock.now().after(PRUNE_INTERVAL)))
     }
 
@@ -83,10 +92,16 @@ impl Authorities {
         }
     }
 
-    async fn rotate_family(&self, family: AuthorityFamily) -> Result<Timestamp, IssueError> {
-        self.drop_unusable(family).await?;
+    /// For this long the time of day is in doubt.
+    async fn rotate_family(&self, family: AuthorityFamily, doubted: Duration) -> Result<Timestamp, IssueError> {
+        self.drop_unusable(family, !doubted.is_zero()).await?;
         let now = self.clock.now();
         let mut active = self.mine(family, AuthorityState::Active);
+        // No successor either: it would begin at a time that may be wrong, and take the place of another key.
+        if !doubted.is_zero() && active.as_ref().is_none_or(|a| a.expires_at <= now) {
+            self.reload();
+            return Ok(now.after(doubted));
+        }
         let mut prepared = self.mine(family, AuthorityState::Prepared);
         let due = active.as_ref().is_none_or(|a| now >= prepare_at(a.issued_at, a.expires_at));
         if prepared.is_none() && due {
@@ -129,8 +144,9 @@ impl Authorities {
         snapshot.authorities().find(|a| a.server_id == self.settings.server_id && a.family == family && a.state == state).map(Arc::clone)
     }
 
-    /// Forgets authorities of this server that have ended, whose key is gone, or that are not in the bundle.
-    async fn drop_unusable(&self, family: AuthorityFamily) -> Result<(), IssueError> {
+    /// Forgets authorities of this server that have ended, whose key is gone, or that are not in the bundle. None has ended
+    /// while the time of day is in doubt.
+    async fn drop_unusable(&self, family: AuthorityFamily, is_doubted: bool) -> Result<(), IssueError> {
         let now = self.clock.now();
         let keys = self.keys.public_keys().await?;
         let snapshot = self.store.snapshot();
@@ -142,7 +158,7 @@ impl Authorities {
                 AuthorityFamily::X509 => b.x509_authorities().iter().any(|x| x.certificate.der() == a.public),
                 AuthorityFamily::Jwt => b.jwt_authority(&a.id).is_some(),
             });
-            a.expires_at > now && published && (has_key || a.state == AuthorityState::Old)
+            (is_doubted || a.expires_at > now) && published && (has_key || a.state == AuthorityState::Old)
         };
         let gone: Vec<Arc<AuthorityRecord>> = snapshot
             .authorities()

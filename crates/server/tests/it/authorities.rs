@@ -152,10 +152,10 @@ async fn after_eight_days_off_a_new_authority_signs_at_once() {
 #[tokio::test]
 async fn where_none_is_active_the_prepared_one_signs_at_once() {
     let world = World::new().await;
-    world.clock.step_forward(HOUR * 23 + MINUTE * 59);
+    world.clock.step_forward(HOUR * 23 + MINUTE * 50);
     world.authorities.rotate().await.unwrap();
     let second = world.prepared().unwrap();
-    world.clock.step_forward(MINUTE * 2);
+    world.clock.advance(MINUTE * 11);
     world.authorities.rotate().await.unwrap();
     assert_eq!(world.active(), second);
 }
@@ -170,4 +170,50 @@ async fn what_was_published_before_a_restart_counts() {
     world.restart();
     world.authorities.rotate().await.unwrap();
     assert_eq!(world.active(), second);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_for_a_moment_costs_no_authority() {
+    let world = World::new().await;
+    world.clock.advance(HOUR * 13);
+    world.authorities.rotate().await.unwrap();
+    let (first, second) = (world.active(), world.prepared());
+    let keys = world.keys.public_keys().await.unwrap();
+    let bundle = world.store.snapshot().bundle(trust_domain().name()).map(Arc::clone);
+
+    world.clock.step_forward(HOUR * 24 * 30);
+    for _ in 0..4 {
+        let next = world.authorities.rotate().await.unwrap();
+        assert!(next.since(world.clock.now()) <= MINUTE * 5, "it knows when to come again");
+        assert!(!world.authorities.is_ready(), "nothing is signed by what may have ended");
+        world.clock.advance(MINUTE);
+    }
+    world.clock.step_back(HOUR * 24 * 30);
+    assert!(world.authorities.is_ready(), "at once, before the next look");
+    for minutes in [0, 1, 60] {
+        world.clock.advance(MINUTE * minutes);
+        world.authorities.rotate().await.unwrap();
+        assert_eq!((world.active(), world.prepared()), (first.clone(), second.clone()));
+    }
+    assert_eq!(world.keys.public_keys().await.unwrap(), keys);
+    assert_eq!(world.store.snapshot().bundle(trust_domain().name()).map(Arc::clone), bundle);
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_for_two_days_has_a_new_authority_some_minutes_later() {
+    let world = World::new().await;
+    let first = world.active();
+    // It wakes for two minutes each time, as laptops do.
+    for _ in 0..2 {
+        world.clock.step_forward(HOUR * 48);
+        world.authorities.rotate().await.unwrap();
+        assert_eq!(world.active(), first);
+        world.clock.advance(MINUTE * 2);
+    }
+    world.clock.step_forward(HOUR * 48);
+    let next = world.authorities.rotate().await.unwrap();
+    world.clock.advance(next.since(world.clock.now()));
+    world.authorities.rotate().await.unwrap();
+    assert!(world.authorities.is_ready());
+    assert_ne!(world.active(), first);
 }
