@@ -417,6 +417,10 @@ fn issued(config: &Config) -> Result<Issued, Mismatch> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Issued::Never),
         Err(source) => return Err(Mismatch::Journal { path: config.journal.directory.clone(), source }),
     };
+    // The newest may have been where the journal is damaged.
+    if !answer.damage.is_empty() {
+        return Ok(Issued::Unclear);
+    }
     Ok(match answer.records.last() {
         Some(own) if own.kind() == Kind::OwnX509 => Issued::By(own.authority_id.clone()),
         Some(_) => Issued::Unclear,

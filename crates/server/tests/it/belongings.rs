@@ -126,6 +126,15 @@ async fn an_empty_store_beside_the_keys_of_one_that_issued_stops_the_start() {
     assert!(matches!(error, ServerError::Mismatch(Mismatch::StoreLost(_))), "{error}");
     assert_eq!(std::fs::read(world.file("keys.json")).unwrap(), keys, "no key was overwritten");
 
+    // A journal that is damaged may have had the certificate there.
+    for segment in std::fs::read_dir(world.file("journal")).unwrap().map(|f| f.unwrap().path()) {
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes.iter_mut().skip(100).step_by(40).for_each(|byte| *byte ^= 1);
+        std::fs::write(&segment, bytes).unwrap();
+    }
+    let error = world.start(&[]).await.unwrap_err();
+    assert!(matches!(error, ServerError::Mismatch(Mismatch::StoreLost(_))), "{error}");
+
     // A key that was never used, as a crash in the first start leaves it, stops nothing.
     let journal = world.file("journal");
     std::fs::rename(&journal, aside.join("journal")).unwrap();
