@@ -118,14 +118,18 @@ impl Authorities {
         self.reload();
         let Some(active) = active else { return Err(IssueError::NoAuthority("usable")) };
         Ok(match prepared {
-            Some(next) => activate_at(active.issued_at, active.expires_at).max(now.after(self.publication_left(&active, &next, now))),
+            Some(next) => activate_at(active.issued_at, active.expires_at)
+                .max(now.after(self.publication_left(&active, &next, now)))
+                .max(next.issued_at.min(active.expires_at)),
             None => prepare_at(active.issued_at, active.expires_at),
         })
     }
 
     fn activation_due(&self, active: Option<&AuthorityRecord>, next: &AuthorityRecord, now: Timestamp) -> bool {
         active.is_none_or(|active| {
-            now >= activate_at(active.issued_at, active.expires_at) && self.publication_left(active, next, now).is_zero()
+            // One that was made while the clock was ahead has not begun: with it in force nothing could be signed.
+            now >= activate_at(active.issued_at, active.expires_at).max(next.issued_at)
+                && self.publication_left(active, next, now).is_zero()
         })
     }
 

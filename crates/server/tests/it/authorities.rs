@@ -136,6 +136,24 @@ async fn steps_of_an_hour_forward_and_back_move_a_rotation_by_no_more_and_repeat
 }
 
 #[tokio::test]
+async fn an_authority_made_while_the_clock_was_ahead_waits_for_its_begin() {
+    let world = World::new().await;
+    let first = world.active();
+    world.clock.step_forward(HOUR * 22);
+    world.authorities.rotate().await.unwrap();
+    let second = world.prepared().unwrap();
+    world.clock.step_back(HOUR * 22);
+    // Past its publication and past the point at which a successor takes over.
+    world.clock.advance(HOUR * 21);
+    let next = world.authorities.rotate().await.unwrap();
+    assert_eq!(world.active(), first, "the successor begins in an hour");
+    assert!(next.since(world.clock.now()) <= HOUR);
+    world.clock.advance(HOUR);
+    world.authorities.rotate().await.unwrap();
+    assert_eq!(world.active(), second);
+}
+
+#[tokio::test]
 async fn after_eight_days_off_a_new_authority_signs_at_once() {
     let mut world = World::new().await;
     let first = world.active();
