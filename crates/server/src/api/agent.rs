@@ -128,7 +128,7 @@ impl agent_server::Agent for Api {
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         let caller = Self::caller(&request)?;
         let patience = ratelimit::patience(request.metadata());
-        self.rate_limits.attestation(&caller.proof, patience).await.map_err(|e| self.over_limit(&caller, e))?;
+        self.rate_limits.attestation(caller.proof.address(), patience).await.map_err(|e| self.over_limit(&caller, e))?;
         Ok(Response::new(attest::start(self.clone(), caller, request.into_inner()).await?))
     }
 

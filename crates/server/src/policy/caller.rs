@@ -1,6 +1,6 @@
 //! Who calls: what the connection proved, and which kinds of caller that makes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use countersign_identity::SpiffeId;
@@ -65,6 +65,14 @@ impl Proof {
         }
         let peer = extensions.get::<TlsPeer>()?;
         Some(Self::Remote { address: peer.address, identity: peer.identity.clone() })
+    }
+
+    /// Where a remote caller calls from.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Local(_) => None,
+            Self::Remote { address, .. } => Some(address.ip()),
+        }
     }
 
     pub(crate) fn spiffe_id(&self) -> Option<&SpiffeId> {

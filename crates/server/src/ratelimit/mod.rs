@@ -9,6 +9,7 @@ mod sample;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,6 @@ use bucket::Buckets;
 pub(crate) use bucket::{PATIENCE_MAX, Rate};
 pub(crate) use lines::{About, Lines};
 pub(crate) use sample::Samples;
-
-use crate::policy::caller::Proof;
 
 /// Signatures in one request, and in a full bucket of an agent.
 pub(crate) const SIGNING_BURST: u32 = 500;
@@ -83,11 +82,11 @@ impl RateLimits {
         }
     }
 
-    /// Waits until this caller may attest.
-    pub(crate) async fn attestation(&self, proof: &Proof, patience: Duration) -> Result<(), Exceeded> {
-        match (&self.attestation, proof) {
-            (Some(limiter), Proof::Remote { address, .. }) => limiter.pass(&Prefix::of(address.ip()), 1, patience).await,
-            (Some(_), Proof::Local(_)) | (None, _) => Ok(()),
+    /// Waits until whoever calls from this address may attest; a local caller has none.
+    pub(crate) async fn attestation(&self, address: Option<IpAddr>, patience: Duration) -> Result<(), Exceeded> {
+        match (&self.attestation, address) {
+            (Some(limiter), Some(address)) => limiter.pass(&Prefix::of(address), 1, patience).await,
+            (Some(_), None) | (None, _) => Ok(()),
         }
     }
 
