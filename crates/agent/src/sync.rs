@@ -11,8 +11,7 @@ use countersign_transport::random::SharedRandom;
 use countersign_wire::node::node_client::NodeClient;
 use countersign_wire::node::{self as wire, Ack, FollowRequest, FollowResponse, follow_request, issue_request};
 use countersign_wire::types::permission_denied_details::Reason;
-use countersign_wire::{bundle, entry, id};
-use prost::Message as _;
+use countersign_wire::{bundle, denial, entry, id};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -455,7 +454,7 @@ impl Sync {
             // The agent's SVID was renewed while the call was under way on the connection of the one before: the new one is
             // used for the first time in that moment, or will be soon.
             Err(status) if status.code() == Code::PermissionDenied => {
-                let patience = if denied_reason(&status) == Some(Reason::AgentNotActive) { RENEWED_TIMEOUT } else { Duration::ZERO };
+                let patience = if denial::from_wire(&status) == Some(Reason::AgentNotActive) { RENEWED_TIMEOUT } else { Duration::ZERO };
                 match self.next_channel(connection, patience).await {
                     Some(renewed) => ask(renewed).await,
                     None => Err(status),
@@ -496,29 +495,10 @@ enum Renewal {
 /// What a status says about the agent. Only an explicit reason counts as a refusal: an agent must not give up its
 /// identity because of a server that is confused.
 fn ended(status: &Status) -> Ended {
-    if status.code() == Code::PermissionDenied
-        && let Some(reason) = denied_reason(status)
-    {
-        return Ended::Refused(reason);
+    match denial::from_wire(status) {
+        Some(reason) => Ended::Refused(reason),
+        None => Ended::Lost(format!("{}: {}", status.code(), status.message())),
     }
-    Ended::Lost(format!("{}: {}", status.code(), status.message()))
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-fn denied_reason(status: &Status) -> Option<Reason> {
-    let rpc = RpcStatus::decode(status.details()).ok()?;
-    let any = rpc.details.iter().find(|d| d.type_url.ends_with("/spire.api.types.PermissionDeniedDetails"))?;
-    let details = countersign_wire::types::PermissionDeniedDetails::decode(any.value.as_slice()).ok()?;
-    Reason::try_from(details.reason).ok().filter(|r| *r != Reason::Unknown)
 }
 
 /// What a message says. An entry or bundle that this agent cannot read is left out, and said: the others still count.

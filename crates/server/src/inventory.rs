@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_identity::key::{PublicKey, hex};
-use countersign_identity::x509::Certificate;
 use countersign_identity::{Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyManagerError;
 use countersign_store::{AuthorityFamily, AuthorityRecord, AuthorityState, Snapshot};
 
-use crate::authorities::KEY_PREFIXES;
+use crate::authorities::{KEY_PREFIXES, public_key};
 
 /// What was found, and cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -207,11 +206,7 @@ fn has_key(found: &Found<'_>, authority: &AuthorityRecord) -> bool {
 
 /// Whether this is the key of that authority.
 fn is_of(authority: &AuthorityRecord, id: &str, key: &PublicKey) -> bool {
-    let public = match authority.family {
-        AuthorityFamily::X509 => Certificate::parse(&authority.public).ok().map(|c| c.public_key),
-        AuthorityFamily::Jwt => PublicKey::from_spki(&authority.public).ok(),
-    };
-    authority.key_id == id && public.as_ref() == Some(key)
+    authority.key_id == id && public_key(authority).as_ref() == Some(key)
 }
 
 fn is_known(found: &Found<'_>, id: &str, key: &PublicKey) -> bool {

@@ -18,7 +18,6 @@ use countersign_transport::clock::SharedClock;
 use countersign_transport::{tcp, tls};
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::node::{self, FollowResponse, issue_request, issue_response};
-use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{bundle, bundle_api, id, types};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
@@ -403,26 +402,6 @@ impl Shared {
         };
         Ok(node::IssueResponse { credential: Some(credential) })
     }
-}
-
-/// `google.rpc.Status`, which carries details beside a gRPC status.
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-/// A denial with a reason that agents act on.
-pub fn denied(reason: Reason) -> Status {
-    let value = types::PermissionDeniedDetails { reason: reason.into() }.encode_to_vec();
-    let any = prost_types::Any { type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(), value };
-    let code = tonic::Code::PermissionDenied;
-    let rpc = RpcStatus { code: code.into(), message: "denied".to_owned(), details: vec![any] };
-    Status::with_details(code, "denied", rpc.encode_to_vec().into())
 }
 
 fn codec<T: Message + Send + 'static, U: Message + Default + Send + 'static>() -> ProstCodec<T, U> {

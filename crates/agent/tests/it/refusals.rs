@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use countersign_testkit::domain::until;
-use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, TOKEN, denied};
+use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, TOKEN};
 use countersign_testkit::workload::first;
 use countersign_transport::clock::Clock as _;
+use countersign_wire::denial;
 use countersign_wire::types::permission_denied_details::Reason;
 use tonic::{Code, Status};
 
@@ -119,7 +120,7 @@ async fn a_call_that_the_renewal_of_the_agents_svid_overtakes_is_repeated_and_it
     is_served(&puppet).await;
     let workload = puppet.workload().await;
     let before = puppet.server.calls(ISSUE);
-    puppet.server.decide(ISSUE, Some(Fate::Refused(denied(Reason::AgentNotActive))));
+    puppet.server.decide(ISSUE, Some(Fate::Refused(denial::to_wire(Reason::AgentNotActive, "denied"))));
     let audience = ["a"];
     let mut call = std::pin::pin!(workload.jwt_svids(&audience, ""));
     let refused = until("the old connection is refused", || async { (puppet.server.calls(ISSUE) > before).then_some(()) });

@@ -2,35 +2,14 @@
 
 use countersign_store::StoreError;
 use countersign_wire::types;
-use countersign_wire::types::permission_denied_details::Reason;
-use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::audit::JournalError;
 use crate::authorities::IssueError;
 use crate::policy::Caller;
 
-/// `google.rpc.Status`, which carries details beside a gRPC status.
-#[derive(Clone, PartialEq, prost::Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
 /// PERMISSION_DENIED with the reason that agents act on.
-pub(crate) fn denied(reason: Reason, text: &str) -> Status {
-    let details = types::PermissionDeniedDetails { reason: reason.into() };
-    let any = prost_types::Any {
-        type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(),
-        value: details.encode_to_vec(),
-    };
-    let rpc = RpcStatus { code: Code::PermissionDenied.into(), message: text.to_owned(), details: vec![any] };
-    Status::with_details(Code::PermissionDenied, text, rpc.encode_to_vec().into())
-}
+pub(crate) use countersign_wire::denial::to_wire as denied;
 
 /// For methods of SPIRE's API that this server does not have yet, and for any other.
 pub(crate) fn not_there_yet(method: &str) -> Status {

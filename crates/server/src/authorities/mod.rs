@@ -19,6 +19,8 @@ use countersign_plugins::keys::{KeyManager, KeyManagerError, random};
 use countersign_store::{AuthorityFamily, AuthorityRecord, AuthorityState, Store, StoreError};
 use countersign_transport::clock::SharedClock;
 
+pub(crate) use rotation::public_key;
+
 use crate::audit::{Journal, JournalError, Recorded};
 use crate::policy::Allowed;
 

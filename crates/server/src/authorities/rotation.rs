@@ -348,7 +348,8 @@ fn publish(bundle: &mut Bundle, record: &AuthorityRecord) -> Result<(), StoreErr
     }
 }
 
-fn public_key(record: &AuthorityRecord) -> Option<PublicKey> {
+/// The key that verifies what this authority signs.
+pub(crate) fn public_key(record: &AuthorityRecord) -> Option<PublicKey> {
     match record.family {
         AuthorityFamily::X509 => Certificate::parse(&record.public).ok().map(|c| c.public_key),
         AuthorityFamily::Jwt => PublicKey::from_spki(&record.public).ok(),

@@ -1,6 +1,7 @@
 //! Conversions, one file a noun. From the wire they check; to the wire they cannot fail.
 
 pub mod bundle;
+pub mod denial;
 pub mod entry;
 pub mod id;
 pub mod mask;
