@@ -209,7 +209,7 @@ fn unknown_token() -> Status {
 }
 
 /// Refuses a secret that nobody made, before the work of an issuance is spent on it. Asked of the store only for secrets that
-/// this server did not make since its start: a second transaction costs a node as much as the handshake's key exchange.
+/// this server did not make since its start: it is a second wait for the store's writer.
 async fn refuse_unknown_token(api: &Api, caller: &Caller, secret: [u8; 32]) -> Result<(), Status> {
     let known = api.store.write(caller.actor(), move |draft| draft.token_known(&secret)).await.map_err(|e| status::store(&e))?;
     if known { Ok(()) } else { Err(unknown_token()) }
