@@ -1,7 +1,8 @@
 //! Who is at the other end of a Unix socket: credentials from the kernel, and a pidfd that pins the process.
 //!
 //! The pidfd is taken from the connection itself where the kernel offers it (`SO_PEERPIDFD`, Linux 6.5), so that a pid
-//! that was reused meanwhile can never be mistaken. Elsewhere it is opened by pid, and start time and owner are checked.
+//! that was reused meanwhile can never be mistaken. Elsewhere it is opened by pid; start time and owner are checked, and that
+//! somebody still holds the connection, which ends with its process unless it was handed on.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -80,11 +81,25 @@ impl Peer {
         let before = start_time(pid).ok_or(PeerError::Gone(pid))?;
         let target = Pid::from_raw(raw).ok_or(PeerError::Invisible)?;
         let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|_| PeerError::Gone(pid))?;
-        let same_owner = std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == uid);
-        if start_time(pid) != Some(before) || !same_owner {
+        let same_owner = effective_ids(pid).is_some_and(|(owner, _)| owner == uid);
+        // A pid is free only after its process has closed what it held: a connection that is still open there is its own.
+        if start_time(pid) != Some(before) || !same_owner || is_hung_up(stream) {
             return Err(PeerError::Gone(pid));
         }
         Ok(Self { pid, uid, gid, pidfd: Arc::new(pidfd) })
+    }
+
+    /// Pins the process that has this number now, for questions about it. It need not be connected.
+    ///
+    /// # Errors
+    /// There is none, or it has ended.
+    pub fn of_process(pid: u32) -> Result<Self, PeerError> {
+        let target = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(PeerError::Gone(pid))?;
+        let pidfd = pidfd_open(target, PidfdFlags::empty()).map_err(|_| PeerError::Gone(pid))?;
+        let (uid, gid) = effective_ids(pid).ok_or(PeerError::Gone(pid))?;
+        let peer = Self { pid, uid, gid, pidfd: Arc::new(pidfd) };
+        // Only now: what was read by number was the process's own if it is still alive after the reading.
+        if peer.is_alive() { Ok(peer) } else { Err(PeerError::Gone(pid)) }
     }
 
     /// Whether the process still runs.
@@ -151,6 +166,19 @@ fn peer_pidfd(stream: &impl AsFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: on success the kernel has installed a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Whether everybody at the other end has closed the connection.
+fn is_hung_up(stream: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::HUP)];
+    !matches!(poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+}
+
+/// Effective user and group.
+fn effective_ids(pid: u32) -> Option<(u32, u32)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let id = |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().nth(1)?.parse().ok();
+    Some((id("Uid:")?, id("Gid:")?))
 }
 
 /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks. The name in field 2 may hold anything, parentheses too.
