@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "server_debug.proto",
     "server_logger.proto",
     "countersign_agent.proto",
+    "countersign_agent_admin.proto",
     "countersign_journal.proto",
 ];
 

@@ -1,11 +1,11 @@
 //! An agent put together, from top to bottom: files, identity, cache, line to the server, sockets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_transport::clock::SharedClock;
-use countersign_transport::limits::{HEADER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX};
+use countersign_transport::limits::{CALL_TIMEOUT, HEADER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX};
 use countersign_transport::random::SharedRandom;
 use countersign_transport::unix::SocketError;
 use countersign_transport::{observe, unix};
@@ -14,10 +14,11 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Server;
 
-use crate::api::{self, Api, Context, SecurityHeaderLayer};
+use crate::api::{self, Admin, Api, Context, SecurityHeaderLayer};
 use crate::attest::Attestors;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::denials::Denials;
 use crate::jwt::Jwts;
 use crate::metrics::{Metrics, Reading};
 use crate::node::{Node, NodeError, NodeSvid};
@@ -90,7 +91,17 @@ pub struct Running {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     ended: oneshot::Receiver<End>,
+    _admin_socket: Option<SocketFile>,
     _lock: std::fs::File,
+}
+
+/// A socket's file, gone when dropped.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl std::fmt::Debug for Running {
@@ -133,6 +144,14 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         Some(p) => Some(observe::listen(&p.host, p.port).await.map_err(AgentError::Listen)?),
         None => None,
     };
+    let (stop, mut stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    // Before anything that may take long: whoever asks why the node does not join is answered too.
+    let admin = Admin::new(Arc::clone(&node), Attestors(config.workload_attestors.clone()), Arc::clone(&clock));
+    let admin_socket = match &config.admin_socket_path {
+        Some(path) => Some(serve_admin(path, &admin, stop.subscribe(), &mut tasks)?),
+        None => None,
+    };
     let svid = match node.load()? {
         Some(svid) => svid,
         None => join(&node, &clock, &random).await?,
@@ -155,15 +174,15 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         attestors: Attestors(config.workload_attestors.clone()),
         clock,
         metrics: Arc::clone(&metrics),
+        denials: Denials::default(),
         allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
     }));
 
     let listener = unix::listen(&config.socket_path, 0o755, 0o777)?;
     let routes = api::routes(&api).map_err(|e| AgentError::Bug(e.to_string()))?;
-    let (stop, mut stopped) = watch::channel(false);
+    admin.joined(&api);
     let (end, ended) = oneshot::channel();
-    let mut tasks = JoinSet::new();
     if let Some((listener, settings)) = health {
         observe::serve_health(listener, settings, "{\"agent\":{}}".to_owned(), readiness(&api));
     }
@@ -197,7 +216,31 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         let _ = end.send(reason);
     });
     tracing::info!(address = %config.socket_path.display(), network = "unix", apis = "Workload API", "Starting agent APIs");
-    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, ended, _lock: lock })
+    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, ended, _admin_socket: admin_socket, _lock: lock })
+}
+
+/// Opens the admin socket. Everybody may connect, because every process may ask about itself; who may ask what is decided by
+/// who the kernel says is calling.
+fn serve_admin(path: &Path, admin: &Admin, mut stopped: watch::Receiver<bool>, tasks: &mut JoinSet<()>) -> Result<SocketFile, SocketError> {
+    let listener = unix::listen(path, 0o755, 0o777)?;
+    let socket = SocketFile(path.to_owned());
+    let serving = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .timeout(CALL_TIMEOUT)
+        .add_service(admin.service())
+        .serve_with_incoming_shutdown(unix::incoming(listener), async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+    tasks.spawn(async move {
+        // Workloads are served without it.
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "The admin socket failed");
+        }
+    });
+    tracing::info!(address = %path.display(), network = "unix", apis = "admin API", "Starting agent APIs");
+    Ok(socket)
 }
 
 /// Joins the trust domain, patiently while the server is away, but not when it refuses.
@@ -221,6 +264,7 @@ async fn join(node: &Node, clock: &SharedClock, random: &SharedRandom) -> Result
             NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) => return Err(error.into()),
             NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) => {
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
+                node.standing.failed(&error.to_string(), clock.now());
                 // Jitter: a rack that comes back after a power cut must not ask in step.
                 clock.sleep_for(retry.mul_f64(0.8 + 0.4 * random.fraction())).await;
                 retry = (retry * 2).min(JOIN_RETRY_MAX);

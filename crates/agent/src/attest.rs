@@ -1,9 +1,11 @@
 //! Who calls: every attestor is asked at the same time, and what they find is put together.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Selector, selector};
-use countersign_plugins::workload::WorkloadAttestor;
+use countersign_plugins::workload::{AttestorError, WorkloadAttestor};
 use countersign_transport::peer::{Peer, Program};
 
 /// No attestor could say anything about the caller.
@@ -19,7 +21,16 @@ pub(crate) struct Caller {
     program: Option<Program>,
 }
 
+/// What one attestor says.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) name: &'static str,
+    pub(crate) took: Duration,
+    pub(crate) found: Result<Vec<Selector>, AttestorError>,
+}
+
 /// All configured attestors.
+#[derive(Clone)]
 pub(crate) struct Attestors(pub(crate) Vec<Arc<dyn WorkloadAttestor>>);
 
 impl Attestors {
@@ -28,22 +39,13 @@ impl Attestors {
     pub(crate) async fn attest(&self, peer: &Peer) -> Result<Caller, AttestationFailed> {
         tracing::trace!(hop = "asks every attestor");
         let program = peer.program();
-        let mut found = Vec::new();
-        let mut failures = 0;
-        match self.0.as_slice() {
-            // The common case spawns nothing.
-            [only] => collect(only.attest(peer).await, &mut found, &mut failures),
-            many => {
-                let mut asked = tokio::task::JoinSet::new();
-                for attestor in many {
-                    let (attestor, peer) = (Arc::clone(attestor), peer.clone());
-                    asked.spawn(async move { attestor.attest(&peer).await });
-                }
-                while let Some(answer) = asked.join_next().await {
-                    match answer {
-                        Ok(answer) => collect(answer, &mut found, &mut failures),
-                        Err(_) => failures += 1,
-                    }
+        let (mut found, mut failures) = (Vec::new(), 0);
+        for verdict in self.ask(peer, None).await {
+            match verdict.found {
+                Ok(selectors) => found.extend(selectors),
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!(%error, pid = peer.pid, "Failed to collect all selectors");
                 }
             }
         }
@@ -57,6 +59,31 @@ impl Attestors {
         let selectors: Arc<[Selector]> = selector::sorted(found).into();
         tracing::debug!(pid = peer.pid, selectors = ?selectors, "PID attested to have selectors");
         Ok(Caller { peer: peer.clone(), selectors, program })
+    }
+
+    /// What each attestor says of a process, and how long it took. With patience, an attestor that takes longer counts as
+    /// failed.
+    pub(crate) async fn ask(&self, peer: &Peer, patience: Option<Duration>) -> Vec<Verdict> {
+        // The common case spawns nothing.
+        if let [only] = self.0.as_slice() {
+            return vec![ask_one(only.as_ref(), peer, patience).await];
+        }
+        let (mut asked, mut names) = (tokio::task::JoinSet::new(), HashMap::new());
+        for attestor in &self.0 {
+            let (attestor, peer, name) = (Arc::clone(attestor), peer.clone(), attestor.name());
+            let task = asked.spawn(async move { ask_one(attestor.as_ref(), &peer, patience).await });
+            names.insert(task.id(), name);
+        }
+        let begun = Instant::now();
+        let mut verdicts = Vec::with_capacity(names.len());
+        while let Some(answer) = asked.join_next_with_id().await {
+            verdicts.push(answer.map(|(_, verdict)| verdict).unwrap_or_else(|failed| {
+                let name = names.get(&failed.id()).copied().unwrap_or_default();
+                let error = AttestorError { name, reason: "BUG: it broke off, see the agent's standard error".to_owned() };
+                Verdict { name, took: begun.elapsed(), found: Err(error) }
+            }));
+        }
+        verdicts
     }
 
     /// Makes sure that a caller is still who it was, before it is given a key. If it runs another program by now it is
@@ -74,12 +101,18 @@ impl Attestors {
     }
 }
 
-fn collect(answer: Result<Vec<Selector>, countersign_plugins::workload::AttestorError>, found: &mut Vec<Selector>, failures: &mut usize) {
-    match answer {
-        Ok(selectors) => found.extend(selectors),
-        Err(error) => {
-            *failures += 1;
-            tracing::error!(%error, "Failed to collect all selectors");
-        }
-    }
+async fn ask_one(attestor: &dyn WorkloadAttestor, peer: &Peer, patience: Option<Duration>) -> Verdict {
+    let (name, begun) = (attestor.name(), Instant::now());
+    let answer = attestor.attest(peer);
+    let found = match patience {
+        None => answer.await,
+        Some(patience) => match tokio::time::timeout(patience, answer).await {
+            Ok(found) => found,
+            Err(_) => Err(AttestorError { name, reason: format!("it has not answered within {patience:?}") }),
+        },
+    };
+    Verdict { name, took: begun.elapsed(), found }
 }
+
+#[cfg(test)]
+mod tests;

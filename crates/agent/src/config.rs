@@ -21,7 +21,6 @@ const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 const CACHE_SIZE: usize = 1000;
 
 const NOT_YET: &[(&str, &str)] = &[
-    ("admin_socket_path", "the admin API comes later; leave it out"),
     ("authorized_delegates", "the delegated identity API comes later"),
     ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
     ("experimental", "changes are pushed at once, so the sync settings have nothing left to do; leave the block out"),
@@ -64,6 +63,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The socket of the Workload API.
     pub socket_path: PathBuf,
+    /// The socket of the admin API, if wanted.
+    pub admin_socket_path: Option<PathBuf>,
     /// How the server is trusted at the first contact.
     pub bootstrap: Bootstrap,
     /// Logging.
@@ -118,16 +119,8 @@ impl Config {
         let server_address = required(&mut agent, "server_address")?.value;
         let server_port = agent.port("server_port")?.ok_or_else(|| agent.missing("server_port"))?.value;
         let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
-        let socket_path = match agent.string("socket_path")? {
-            Some(text) => {
-                if text.value.starts_with("unix:") || text.value.starts_with("tcp:") {
-                    return Err(text.error("expected a path").hint("the agent listens on a Unix socket only; leave out the scheme"));
-                }
-                text.parse(|t| unix::check_path(Path::new(t)))?;
-                PathBuf::from(text.value)
-            }
-            None => PathBuf::from(DEFAULT_SOCKET),
-        };
+        let socket_path = socket_path(&mut agent, "socket_path")?.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |(path, _)| path);
+        let admin_socket_path = admin_socket_path(&mut agent, &socket_path)?;
         let bootstrap = bootstrap(&mut agent)?;
         let token = join_token(&mut agent)?;
         let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token)?;
@@ -137,6 +130,7 @@ impl Config {
             server_port,
             data_dir,
             socket_path,
+            admin_socket_path,
             bootstrap,
             logging: Logging::read(&mut agent)?,
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
@@ -153,6 +147,48 @@ impl Config {
         agent.finish()?;
         Ok(config)
     }
+}
+
+fn socket_path(agent: &mut Section, key: &'static str) -> Result<Option<(PathBuf, Spanned<String>)>, ConfigError> {
+    let Some(text) = agent.string(key)? else { return Ok(None) };
+    if text.value.starts_with("unix:") || text.value.starts_with("tcp:") {
+        return Err(text.error("expected a path").hint("the agent listens on a Unix socket only; leave out the scheme"));
+    }
+    text.parse(|t| unix::check_path(Path::new(t)))?;
+    Ok(Some((PathBuf::from(&text.value), text)))
+}
+
+/// The directory of the Workload API is what is mounted into containers; the admin API must not come along. SPIRE's rule.
+fn admin_socket_path(agent: &mut Section, public: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    let Some((path, text)) = socket_path(agent, "admin_socket_path")? else { return Ok(None) };
+    if text.value.is_empty() {
+        return Err(text.error("expected a path").hint("leave the line out for an agent without admin API"));
+    }
+    let directory = |path: &Path| lexical(path).parent().map_or_else(PathBuf::new, Path::to_owned);
+    let (public, admin) = (directory(public), directory(&path));
+    let is_below = |admin: &Path, public: &Path| admin.starts_with(public);
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    if is_below(&admin, &public) || real(&admin).zip(real(&public)).is_some_and(|(admin, public)| is_below(&admin, &public)) {
+        return Err(text
+            .error(format!("must not be in the directory of the Workload API's socket, `{}`, or below it", public.display()))
+            .hint("workloads get that directory; choose another one that they do not, for example `/run/countersign-admin/agent.sock`"));
+    }
+    Ok(Some(path))
+}
+
+/// The path without `.` and `..`, from the root.
+fn lexical(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
+        match part {
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            std::path::Component::CurDir => {}
+            part => clean.push(part),
+        }
+    }
+    clean
 }
 
 fn required(section: &mut Section, key: &'static str) -> Result<Spanned<String>, ConfigError> {

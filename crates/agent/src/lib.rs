@@ -2,7 +2,8 @@
 //!
 //! Rooms: `node` (the agent's own identity), `trust` (when an operator's bundle replaces the cached one), `sync` (the one
 //! place that speaks to the server), `cache` (what is known and held), `rotate` (when what is renewed), `attest` (who calls),
-//! `api` (what workloads ask). It serves what it has: a call never waits for the server while a valid answer is in hand.
+//! `api` (what workloads and operators ask), `explain` (why a process gets what it gets; `standing` and `denials` remember for
+//! it). It serves what it has: a call never waits for the server while a valid answer is in hand.
 //! Workload keys never touch a disk. It knows nothing of the server's code.
 
 mod agent;
@@ -10,10 +11,13 @@ mod api;
 mod attest;
 mod cache;
 mod config;
+mod denials;
+mod explain;
 mod jwt;
 mod metrics;
 mod node;
 mod rotate;
+mod standing;
 mod state;
 mod sync;
 mod trust;

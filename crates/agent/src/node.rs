@@ -27,6 +27,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::config::{Bootstrap, Config};
+use crate::standing::Standing;
 use crate::state::{AgentData, Files, StateError};
 use crate::trust;
 
@@ -97,6 +98,8 @@ pub(crate) struct Node {
     /// The key of an attestation that has had no answer yet. It is asked with again, because the server repeats its answer
     /// only to the same key, and a token works only once.
     asking: Mutex<Option<(usize, Arc<KeyPair>)>>,
+    /// How the agent stands with its server.
+    pub(crate) standing: Standing,
 }
 
 /// What the SVID's file holds, so that a late writer cannot bring back what is over.
@@ -117,12 +120,18 @@ impl Node {
             attestor: Arc::clone(&config.node_attestor),
             keys: Arc::clone(&config.key_manager),
             files,
+            standing: Standing::new(clock.now()),
             clock,
             random,
             bundles: Arc::new(ArcSwap::default()),
             kept: Mutex::default(),
             asking: Mutex::default(),
         }
+    }
+
+    /// Where the server is.
+    pub(crate) fn server_address(&self) -> String {
+        format!("{}:{}", self.server.0, self.server.1)
     }
 
     /// The bundle the server is verified with, for the rest of the agent to keep new.

@@ -79,6 +79,16 @@ impl Due {
     }
 }
 
+/// How it goes with an SVID, for whoever asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) in_flight: bool,
+    /// In a row.
+    pub(crate) failed_attempts: u32,
+    /// How long until the next one after a failure.
+    pub(crate) next_attempt: Duration,
+}
+
 #[derive(Debug, Clone)]
 struct Planned {
     due: Due,
@@ -183,6 +193,18 @@ impl Rotator {
         }
         drop(plan);
         self.wake.notify_one();
+    }
+
+    /// How it goes with the SVID of this entry, if it is waited for or was asked for in vain.
+    pub(crate) fn progress(&self, id: &str) -> Progress {
+        let steady = self.clock.steady();
+        let plan = self.lock();
+        let Some(planned) = plan.due.get(id) else { return Progress::default() };
+        let next_attempt = match planned.due {
+            Due::After(after) if planned.attempts > 0 => after.saturating_sub(steady),
+            Due::After(_) | Due::At(_) => Duration::ZERO,
+        };
+        Progress { in_flight: planned.in_flight, failed_attempts: planned.attempts, next_attempt }
     }
 
     /// The server is back: what failed is tried at once.

@@ -4,6 +4,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use countersign_identity::selector::SELECTORS_MAX;
 use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_plugins::Pending;
 use countersign_transport::clock::SharedClock;
@@ -168,7 +169,15 @@ impl Sync {
                     Err(stop) => return stop,
                 }
             };
-            match self.follow(&svid, rotator, &mut retry).await {
+            let ended = self.follow(&svid, rotator, &mut retry).await;
+            match &ended {
+                Ended::Renewed => {}
+                Ended::Lost(reason) => self.node.standing.lost(reason, self.clock.now()),
+                Ended::Refused(reason) => {
+                    self.node.standing.lost(&format!("the server refuses this agent: {}", reason.as_str_name()), self.clock.now());
+                }
+            }
+            match ended {
                 Ended::Renewed => {}
                 Ended::Lost(reason) => {
                     tracing::warn!(reason, retry_interval = ?retry, "Lost the server, serving what is held");
@@ -234,6 +243,7 @@ impl Sync {
                 }
                 Err(error) => {
                     tracing::error!(%error, retry_interval = ?retry, "Could not reattest agent");
+                    self.node.standing.failed(&format!("could not attest again: {error}"), self.clock.now());
                     // Jitter: agents whose node rows went together must not ask in step.
                     self.clock.sleep_for(retry.mul_f64(0.8 + 0.4 * self.random.fraction())).await;
                     retry = (retry * 2).min(RETRY_MAX);
@@ -271,6 +281,7 @@ impl Sync {
             Ok(Err(status)) => return ended(&status),
             Err(_) => return Ended::Lost("the server does not answer".to_owned()),
         };
+        self.node.standing.connected(self.clock.now());
         self.listen(svid, rotator, retry, messages, out).await
     }
 
@@ -376,6 +387,7 @@ impl Sync {
             },
             Err(error) => {
                 tracing::error!(%error, "Could not rotate agent SVID");
+                self.node.standing.failed(&format!("could not renew the agent's own SVID: {error}"), self.clock.now());
                 Renewal::Failed
             }
         }
@@ -440,7 +452,8 @@ impl Sync {
             entry_revision: entry.revision_number,
             credential: Some(credential),
             held_expires_at: held.map_or(0, Timestamp::secs),
-            facts: id::selectors_to_wire(facts),
+            // A process may have more groups than a message may have selectors; they are evidence and decide nothing.
+            facts: id::selectors_to_wire(facts.get(..SELECTORS_MAX).unwrap_or(facts)),
         };
         let ask = |channel| {
             let mut request = tonic::Request::new(message.clone());

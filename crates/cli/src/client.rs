@@ -9,6 +9,7 @@ use crate::output::Failure;
 
 const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+const ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
 
 /// Where `up` keeps its trust domain unless told otherwise.
 pub(crate) fn default_directory() -> PathBuf {
@@ -68,6 +69,24 @@ impl WorkloadSocket {
     /// Connects to the agent.
     pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
         connect(&self.path()?, "agent", "start it, or name its socket with SPIFFE_ENDPOINT_SOCKET").await
+    }
+}
+
+/// Which agent a command asks about itself.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AdminSocket {
+    /// The agent's admin socket, admin_socket_path in its configuration [default: that of a running `countersign up`, else /tmp/spire-agent/private/admin.sock]
+    #[arg(long, env = "COUNTERSIGN_AGENT_ADMIN_SOCKET", value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+}
+
+impl AdminSocket {
+    /// Connects to the agent.
+    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
+        let path = self.socket_path.clone().unwrap_or_else(|| found_or(&default_directory().join("admin.sock"), ADMIN_SOCKET));
+        let hint = "is the agent running, is admin_socket_path set in its configuration, and may you reach the socket's directory? \
+                    Name the socket with --socket-path or COUNTERSIGN_AGENT_ADMIN_SOCKET";
+        connect(&path, "agent", hint).await
     }
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{agent, bundle, entry, fetch, health, journal, logger, mint, store, token};
+use commands::{agent, bundle, entry, explain, fetch, health, journal, logger, mint, store, token};
 
 /// Workload identity: attests nodes and workloads, issues short-lived SPIFFE identities, and keeps a record of each.
 #[derive(Debug, Parser)]
@@ -57,6 +57,10 @@ enum Command {
     /// The log level of a running server
     #[command(subcommand)]
     Logger(logger::Logger),
+    /// Why a process gets the identities it gets, or none
+    ///
+    /// Exit code: 0 if it gets an identity, 1 if it does not, 2 if that could not be found out.
+    Explain(explain::Explain),
     /// Which identities this very process gets from the Workload API
     Whoami(fetch::Whoami),
     /// Fetch identities as a workload
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
             Command::Log(command) => command.run().await,
             Command::Store(command) => command.run(),
             Command::Logger(command) => command.run().await,
+            Command::Explain(command) => command.run().await,
             Command::Whoami(command) => command.run().await,
             Command::Fetch(command) => command.run().await,
             Command::Validate(command) => command.run().await,
@@ -100,9 +105,6 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::error(&error.to_string());
-            ExitCode::FAILURE
-        }
+        Err(failure) => ExitCode::from(failure.report()),
     }
 }

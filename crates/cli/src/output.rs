@@ -6,35 +6,56 @@ use std::io::Write as _;
 use clap::ValueEnum;
 use serde_json::Value;
 
-/// What a command failed with: a sentence for whoever typed it.
+/// What a command failed with: a sentence for whoever typed it, and the exit code.
 #[derive(Debug)]
-pub(crate) struct Failure(String);
+pub(crate) struct Failure {
+    text: String,
+    code: u8,
+}
 
 /// The result of a command.
 pub(crate) type Outcome = Result<(), Failure>;
 
 impl Failure {
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self { text: text.into(), code: 1 }
+    }
+
+    /// Nothing went wrong, and the answer, which was printed, is no.
+    pub(crate) fn no() -> Self {
+        Self { text: String::new(), code: 1 }
+    }
+
+    /// For commands whose exit code 1 is the answer no: there was no answer.
+    pub(crate) fn unanswered(self) -> Self {
+        Self { code: 2, ..self }
+    }
+
+    /// Says it on standard error, if there is anything to say, and gives the exit code.
+    pub(crate) fn report(&self) -> u8 {
+        if !self.text.is_empty() {
+            error(&self.text);
+        }
+        self.code
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 /// A gRPC status is said in its own words; the code only where it says more.
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
-        Self(format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
+        Self::new(format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
@@ -100,14 +121,17 @@ impl Block {
 
     pub(crate) fn row(&mut self, label: &str, value: impl fmt::Display) {
         use std::fmt::Write as _;
-        // Values come from agents and files; none may move the cursor or forge a line.
-        let value: String = value.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        let _ = writeln!(self.text, "{label:<width$}: {value}", width = self.width);
+        let _ = writeln!(self.text, "{label:<width$}: {value}", width = self.width, value = clean(&value.to_string()));
     }
 
     pub(crate) fn finish(self) -> String {
         self.text + "\n"
     }
+}
+
+/// A value as it may be shown. Values come from agents and files; none may move the cursor or forge a line.
+pub(crate) fn clean(value: &str) -> String {
+    value.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// `1 entry`, `2 entries`.

@@ -65,6 +65,11 @@ pub mod countersign {
         pub mod v1 {
             include!("gen/countersign.agent.v1.rs");
         }
+        pub mod admin {
+            pub mod v1 {
+                include!("gen/countersign.agent.admin.v1.rs");
+            }
+        }
     }
     pub mod journal {
         pub mod v1 {
@@ -73,7 +78,7 @@ pub mod countersign {
     }
 }
 
-pub use countersign::{agent::v1 as node, journal::v1 as journal};
+pub use countersign::{agent::admin::v1 as agent_admin, agent::v1 as node, journal::v1 as journal};
 pub use spire::api::server::{
     agent::v1 as agent, bundle::v1 as bundle_api, debug::v1 as debug, entry::v1 as entry_api, logger::v1 as logger, svid::v1 as svid,
 };

@@ -1,10 +1,13 @@
-//! What workloads can ask on the agent's public socket: the Workload API, health, and reflection.
+//! What workloads can ask on the agent's public socket (the Workload API, health, and reflection), and operators on the admin
+//! socket.
 
+mod admin;
 mod health;
 mod reply;
 mod security_header;
 mod workload;
 
+pub(crate) use admin::Admin;
 pub(crate) use security_header::SecurityHeaderLayer;
 
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use tonic::service::Routes;
 
 use crate::attest::Attestors;
 use crate::cache::Cache;
+use crate::denials::Denials;
 use crate::jwt::Jwts;
 use crate::metrics::Metrics;
 use crate::rotate::Rotator;
@@ -32,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) attestors: Attestors,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) denials: Denials,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
 }

@@ -22,6 +22,7 @@ use super::Api;
 use super::reply::{self, Fingerprint, Kind};
 use crate::attest::Caller;
 use crate::cache::{Identity, Subscription};
+use crate::denials::Denied;
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -180,7 +181,10 @@ impl Api {
 
     fn no_identity(&self, caller: &Caller) -> Status {
         self.metrics.called("any", "PermissionDenied");
-        tracing::error!(service = "WorkloadAPI", pid = caller.peer.pid, uid = caller.peer.uid, registered = false, "No identity issued");
+        let (pid, uid, gid) = (caller.peer.pid, caller.peer.uid, caller.peer.gid);
+        let hint = format!("countersign explain --pid {pid}");
+        tracing::error!(service = "WorkloadAPI", pid, uid, registered = false, hint, "No identity issued");
+        self.denials.note(Denied { pid, uid, gid, at: self.clock.now(), selectors: Arc::clone(&caller.selectors) });
         Status::permission_denied(NO_IDENTITY)
     }
 

@@ -353,20 +353,26 @@ pub(crate) fn matches(entry: &Entry, selectors: &[Selector], now: Timestamp) -> 
 
 /// Of identities with the same hint only the oldest entry stays (Workload API section 8; SPIRE's order).
 fn unique_hints(mut identities: Vec<Identity>) -> Vec<Identity> {
-    let mut owner: HashMap<String, (Timestamp, String)> = HashMap::new();
-    for identity in identities.iter().filter(|i| !i.entry.hint.is_empty()) {
-        let age = (identity.entry.created_at, identity.entry.id.clone());
-        owner.entry(identity.entry.hint.clone()).and_modify(|known| *known = known.clone().min(age.clone())).or_insert(age);
-    }
+    let owners = hint_owners(identities.iter().map(|i| &i.entry));
     identities.retain(|identity| {
         let entry = &identity.entry;
-        let keeps = entry.hint.is_empty() || owner.get(&entry.hint).is_some_and(|(_, id)| *id == entry.id);
+        let keeps = entry.hint.is_empty() || owners.get(&entry.hint) == Some(&entry.id);
         if !keeps {
             tracing::warn!(entry_id = %entry.id, hint = %entry.hint, "Ignoring entry with duplicate hint");
         }
         keeps
     });
     identities
+}
+
+/// Which of these entries has each hint: the oldest.
+pub(crate) fn hint_owners<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> HashMap<String, String> {
+    let mut owners: HashMap<&str, (Timestamp, &str)> = HashMap::new();
+    for entry in entries.filter(|e| !e.hint.is_empty()) {
+        let age = (entry.created_at, entry.id.as_str());
+        owners.entry(&entry.hint).and_modify(|known| *known = (*known).min(age)).or_insert(age);
+    }
+    owners.into_iter().map(|(hint, (_, id))| (hint.to_owned(), id.to_owned())).collect()
 }
 
 #[cfg(test)]

@@ -27,9 +27,19 @@ pub struct Caller {
 impl Caller {
     /// Starts a process, as another user if wanted, that connects to a socket, and takes over its connection.
     pub fn connect(socket: &Path, user: Option<u32>) -> (Self, UnixStream) {
-        let (control, theirs) = UnixStream::pair().unwrap();
         // By this name another user can start the program too, wherever it is.
-        let mut command = Command::new("/proc/self/exe");
+        Self::start(Command::new("/proc/self/exe"), socket, user)
+    }
+
+    /// As [`Caller::connect`], of a process that has these groups too, which takes root.
+    pub fn in_groups(socket: &Path, groups: &str) -> (Self, UnixStream) {
+        let mut command = Command::new("setpriv");
+        command.args(["--groups", groups]).arg(std::env::current_exe().unwrap());
+        Self::start(command, socket, None)
+    }
+
+    fn start(mut command: Command, socket: &Path, user: Option<u32>) -> (Self, UnixStream) {
+        let (control, theirs) = UnixStream::pair().unwrap();
         command.args(["--exact", "child::the_process_at_the_other_end", "--nocapture"]).env(VARIABLE, socket);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(user) = user {

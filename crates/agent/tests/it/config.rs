@@ -159,6 +159,46 @@ fn what_is_wrong_is_shown_with_its_place() {
 }
 
 #[test]
+fn the_admin_socket_is_not_where_workloads_find_theirs() {
+    let refused = |path: &str| {
+        let text =
+            format!("insecure_bootstrap = true\n    socket_path = \"/run/spire/public/api.sock\"\n    admin_socket_path = \"{path}\"");
+        read(&GOOD.replacen("insecure_bootstrap = true", &text, 1)).err().map(|e| e.to_string())
+    };
+    for good in
+        ["/run/spire/private/admin.sock", "/run/spire/admin.sock", "/run/spire/public-admin/a.sock", "/run/spire/public/../a/a.sock"]
+    {
+        assert_eq!(refused(good), None, "{good}");
+    }
+    for bad in
+        ["/run/spire/public/admin.sock", "/run/spire/public/admin/a.sock", "/run/spire/a/../public/x.sock", "/run/spire/public/api.sock"]
+    {
+        let error = refused(bad).unwrap_or_else(|| panic!("{bad} is taken"));
+        assert!(error.contains("must not be in the directory of the Workload API's socket, `/run/spire/public`"), "{error}");
+    }
+    // By another name for the same directory.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("public")).unwrap();
+    std::os::unix::fs::symlink("public", directory.path().join("alias")).unwrap();
+    let dir = directory.path().display();
+    let text =
+        format!("insecure_bootstrap = true\n    socket_path = \"{dir}/public/a.sock\"\n    admin_socket_path = \"{dir}/alias/b.sock\"");
+    assert!(read(&GOOD.replacen("insecure_bootstrap = true", &text, 1)).is_err());
+    added(
+        "admin_socket_path = \"unix:///run/x\"",
+        &expect![[r#"
+        agent.conf:6: `agent.admin_socket_path`: expected a path
+        hint: the agent listens on a Unix socket only; leave out the scheme"#]],
+    );
+    added(
+        "admin_socket_path = \"\"",
+        &expect![[r#"
+        agent.conf:6: `agent.admin_socket_path`: expected a path
+        hint: leave the line out for an agent without admin API"#]],
+    );
+}
+
+#[test]
 fn tokens_are_checked_and_never_shown() {
     added(
         "join_token = \"a/b\"",
@@ -183,12 +223,6 @@ fn what_is_unknown_or_not_there_yet_is_said_to_be() {
         &expect![[r#"
         agent.conf:6: unknown configuration detected: `agent.socket_pth`
         hint: did you mean `socket_path`?"#]],
-    );
-    added(
-        "admin_socket_path = \"x\"",
-        &expect![[r#"
-        agent.conf:6: `agent.admin_socket_path`: is recognised but not supported yet
-        hint: the admin API comes later; leave it out"#]],
     );
     added(
         "availability_target = \"24h\"",

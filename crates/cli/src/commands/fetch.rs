@@ -119,8 +119,8 @@ fn refused(status: tonic::Status) -> Failure {
     if status.code() == tonic::Code::PermissionDenied {
         let uid = rustix::process::geteuid().as_raw();
         return Failure::new(format!(
-            "{}: no registration entry fits this process (unix:uid:{uid}); see `countersign entry show` on the server, \
-             and create one with `countersign entry create`",
+            "{}: no registration entry fits this process (unix:uid:{uid}); `countersign explain` says what is missing for you, \
+             `countersign explain --pid N` for a running process, and `countersign entry create` on the server creates an entry",
             status.message()
         ));
     }

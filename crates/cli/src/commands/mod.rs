@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bundle;
 pub(crate) mod entry;
+pub(crate) mod explain;
 pub(crate) mod fetch;
 pub(crate) mod health;
 pub(crate) mod journal;

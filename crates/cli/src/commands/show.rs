@@ -13,7 +13,7 @@ fn id_json(id: Option<&types::Spiffeid>) -> Value {
     id.map_or(Value::Null, |id| json!({"trust_domain": id.trust_domain, "path": id.path}))
 }
 
-fn selectors_json(selectors: &[types::Selector]) -> Value {
+pub(super) fn selectors_json(selectors: &[types::Selector]) -> Value {
     selectors.iter().map(|s| json!({"type": s.r#type, "value": s.value})).collect()
 }
 

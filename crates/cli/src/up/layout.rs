@@ -10,6 +10,10 @@ use countersign_identity::TrustDomain;
 
 use crate::output::Failure;
 
+/// Where the agent opens the Workload API. In a directory of its own, because the admin socket must not be in or below it;
+/// `agent.sock` leads there.
+const WORKLOAD_SOCKET: &str = "public/agent.sock";
+
 /// A directory and the trust domain in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -36,7 +40,7 @@ impl Layout {
                 directory.display()
             )));
         };
-        let longest = directory.join("server.sock~");
+        let longest = directory.join(WORKLOAD_SOCKET).with_extension("sock~");
         countersign_transport::unix::check_path(&longest).map_err(|e| Failure::new(format!("{e}; choose one with --dir")))?;
         let name = directory.join("trust-domain");
         let (trust_domain, is_new) = match std::fs::read_to_string(&name) {
@@ -133,8 +137,20 @@ plugins {{
         self.write("server.conf", &text)
     }
 
+    /// Makes the name lead to the socket, whatever stands there from an earlier run.
+    fn link_agent_socket(&self) -> Result<(), Failure> {
+        let link = self.agent_socket();
+        let failed = |e: std::io::Error| Failure::new(format!("cannot make `{}`: {e}", link.display()));
+        match std::fs::remove_file(&link) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(WORKLOAD_SOCKET, &link).map_err(failed)
+    }
+
     pub(crate) fn write_agent_configuration(&self, token: &str) -> Result<(), Failure> {
         let (dir, td) = (self.directory.display(), &self.trust_domain);
+        self.link_agent_socket()?;
         self.write("join-token", &format!("{token}\n"))?;
         let text = format!(
             r#"# Written by `countersign up` at each start.
@@ -142,7 +158,8 @@ agent {{
   trust_domain = "{td}"
   server_address = "127.0.0.1"
   server_port = {port}
-  socket_path = "{dir}/agent.sock"
+  socket_path = "{dir}/{WORKLOAD_SOCKET}"
+  admin_socket_path = "{dir}/admin.sock"
   data_dir = "{dir}/agent"
   trust_bundle_path = "{dir}/bundle.pem"
   join_token_file = "{dir}/join-token"

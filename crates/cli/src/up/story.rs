@@ -99,7 +99,7 @@ pub(super) fn tell(layout: &Layout, you: &You, took: Duration) {
     let home = if layout.directory() == default_directory() {
         String::new()
     } else {
-        format!("  export COUNTERSIGN_SERVER_SOCKET={dir}/server.sock\n")
+        format!("  export COUNTERSIGN_SERVER_SOCKET={dir}/server.sock COUNTERSIGN_AGENT_ADMIN_SOCKET={dir}/admin.sock\n")
     };
     output::text(&format!(
         "\
@@ -177,7 +177,9 @@ pub(super) fn event(role: &str, line: &str) -> Event {
         "Server SVID rotated" => say("renewed its own identity".to_owned()),
         "Agent banned" => say(format!("banned {}", field("agent_id"))),
         "Agent deleted" => say(format!("evicted {}", field("agent_id"))),
-        "No identity issued" => say(format!("denied process {} (uid {}): no entry fits it", field("pid"), field("uid"))),
+        "No identity issued" => {
+            say(format!("denied process {0} (uid {1}): no entry fits it; `countersign explain --pid {0}`", field("pid"), field("uid")))
+        }
         _ if level == "warning" || level == "error" => {
             let error = field("error");
             say(format!("{level}: {message}{}{error}", if error.is_empty() { "" } else { ": " }))
