@@ -16,6 +16,7 @@ const FILES: &[&str] = &[
     "server_logger.proto",
     "countersign_agent.proto",
     "countersign_agent_admin.proto",
+    "countersign_entry.proto",
     "countersign_journal.proto",
 ];
 

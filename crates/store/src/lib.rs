@@ -17,5 +17,5 @@ pub use backup::{backup, restore};
 pub use error::StoreError;
 pub use log::{Actor, Before, Change, Cursor, Epoch, Noun, Record, Transaction};
 pub use model::{AuthorityFamily, AuthorityRecord, AuthorityState, JoinToken, Node, Seen};
-pub use snapshot::{Concern, Snapshot};
+pub use snapshot::{Ancestry, Concern, Snapshot};
 pub use writer::{Draft, Options, Store};

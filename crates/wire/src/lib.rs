@@ -71,6 +71,11 @@ pub mod countersign {
             }
         }
     }
+    pub mod entry {
+        pub mod v1 {
+            include!("gen/countersign.entry.v1.rs");
+        }
+    }
     pub mod journal {
         pub mod v1 {
             include!("gen/countersign.journal.v1.rs");
@@ -78,7 +83,7 @@ pub mod countersign {
     }
 }
 
-pub use countersign::{agent::admin::v1 as agent_admin, agent::v1 as node, journal::v1 as journal};
+pub use countersign::{agent::admin::v1 as agent_admin, agent::v1 as node, entry::v1 as explained, journal::v1 as journal};
 pub use spire::api::server::{
     agent::v1 as agent, bundle::v1 as bundle_api, debug::v1 as debug, entry::v1 as entry_api, logger::v1 as logger, svid::v1 as svid,
 };

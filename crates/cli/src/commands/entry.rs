@@ -38,6 +38,10 @@ pub(crate) enum Entry {
     Show(Show),
     /// Count entries
     Count(Count),
+    /// What has become of an entry: which agents have it, who holds an SVID of it, and if nobody does, why not
+    ///
+    /// Exit code: 0 if an agent has it or holds an SVID of it, 1 if none does, 2 if that could not be found out.
+    Explain(super::entry_explain::ExplainEntry),
 }
 
 #[derive(Debug, Args)]
@@ -244,6 +248,7 @@ impl Entry {
             Self::Delete(command) => delete(command).await,
             Self::Show(command) => show_entries(command).await,
             Self::Count(command) => count(command).await,
+            Self::Explain(command) => command.run().await,
         }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) use attest::{Recent, alias_entries};
 mod bundle;
 mod debug;
 mod entry;
+mod explain;
 mod filter;
 mod health;
 pub use health::HEALTH_REASON_HEADER;
@@ -146,12 +147,13 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
             <$server>::new($api).max_decoding_message_size(MESSAGE_BYTES_MAX)
         };
     }
-    use countersign_wire::{agent, bundle_api, entry_api, journal, node, svid};
+    use countersign_wire::{agent, bundle_api, entry_api, explained, journal, node, svid};
     Routes::new(limited!(agent::agent_server::AgentServer<Api>, api.clone()))
         .add_service(limited!(bundle_api::bundle_server::BundleServer<Api>, api.clone()))
         .add_service(limited!(entry_api::entry_server::EntryServer<Api>, api.clone()))
         .add_service(limited!(svid::svid_server::SvidServer<Api>, api.clone()))
         .add_service(limited!(node::node_server::NodeServer<Api>, api.clone()))
+        .add_service(limited!(explained::entry_explainer_server::EntryExplainerServer<Api>, api.clone()))
         .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()))
 }
 

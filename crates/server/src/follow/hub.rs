@@ -141,6 +141,12 @@ impl Hub {
         (open, streams.values().flatten().map(|m| m.ack().applied).min())
     }
 
+    /// How far an agent says it has come; nothing if it does not follow. While it renews it may follow twice.
+    pub(crate) fn ack_of(&self, agent: &SpiffeId) -> Option<Ack> {
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        streams.get(agent)?.iter().map(|mailbox| mailbox.ack()).max_by_key(|ack| ack.applied)
+    }
+
     /// Marks mailboxes for as long as the store lives.
     pub(crate) async fn run(self: Arc<Self>, store: Store) {
         let mut snapshots = store.watch();

@@ -82,6 +82,7 @@ pub const TABLE: &[Row] = &[
     row("/grpc.health.v1.Health/Watch", LOCAL, Scope::Process),
     row("/countersign.agent.v1.Node/Follow", AGENT, Scope::Own),
     row("/countersign.agent.v1.Node/Issue", AGENT, Scope::Own),
+    row("/countersign.entry.v1.EntryExplainer/ExplainEntry", ADMIN, Scope::TrustDomain),
     row("/countersign.journal.v1.Journal/Issued", ADMIN, Scope::TrustDomain),
 ];
 

@@ -16,6 +16,7 @@ mod belongings;
 mod clock_steps;
 mod configuration;
 mod entries;
+mod explain;
 mod federation;
 mod following;
 mod full_disk;

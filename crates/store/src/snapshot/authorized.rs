@@ -91,7 +91,7 @@ impl Snapshot {
     }
 
     /// Agents that are or would be authorized for this entry at this snapshot.
-    fn agents_of(&self, entry: &Entry, agents: &mut BTreeSet<SpiffeId>) {
+    pub(super) fn agents_of(&self, entry: &Entry, agents: &mut BTreeSet<SpiffeId>) {
         if entry.is_alias() {
             agents.extend(self.nodes_with(&entry.selectors).cloned());
             return;

@@ -1,8 +1,9 @@
 //! All desired state at one revision, in memory, never changed once published.
 //!
 //! Persistent maps share what did not change, so that the next snapshot costs what changed and old ones may be kept.
-//! The questions it answers without scanning are in `authorized.rs`; how a change is applied is here.
+//! The questions it answers without scanning are in `authorized.rs`, those that people ask in `ancestry.rs`; how a change is applied is here.
 
+mod ancestry;
 mod authorized;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use countersign_identity::{Bundle, BundleSet, Entry, Selector, SpiffeId};
 use imbl::{HashMap, OrdMap, OrdSet, Vector};
 
+pub use ancestry::Ancestry;
 pub use authorized::Concern;
 
 use crate::log::{Before, Change, Cursor, Transaction};

@@ -13,6 +13,8 @@ use countersign_transport::clock::SystemClock;
 use countersign_transport::{client, tls};
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
+use countersign_wire::agent_admin::admin_client::AdminClient;
+use countersign_wire::agent_admin::{ExplainRequest, explain_request};
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::entry_api::entry_client::EntryClient;
@@ -299,6 +301,48 @@ pub async fn create_entries(admin: &Path, count: usize, batch: usize, callers: u
         });
     }
     tasks.join_all().await;
+}
+
+/// Entries below the agent's alias that lack something for every process, as those of a busy node do; returns once the agent
+/// has them all, and has fetched in advance what it has room for.
+pub async fn crowd(product: &Product, count: usize) -> AdminClient<Channel> {
+    let mut entries = EntryClient::new(client::unix(&product.server_socket()).await.unwrap());
+    let one = |n: usize| types::Entry {
+        spiffe_id: Some(id::to_wire(&spiffe_id(&format!("/crowd/{n}")))),
+        parent_id: Some(id::to_wire(&spiffe_id("/node"))),
+        selectors: [format!("uid:{}", 100_000 + n), format!("gid:{}", n % 100), format!("path:/opt/services/{n}/bin/service")]
+            .map(|value| types::Selector { r#type: "unix".to_owned(), value })
+            .to_vec(),
+        ..types::Entry::default()
+    };
+    for first in (0..count).step_by(500) {
+        let batch = (first..count.min(first + 500)).map(one).collect();
+        let answer = entries.batch_create_entry(BatchCreateEntryRequest { entries: batch, output_mask: None }).await.unwrap();
+        assert!(answer.into_inner().results.iter().all(|r| r.status.as_ref().is_some_and(|s| s.code == 0)));
+    }
+    let mut admin = AdminClient::new(client::unix(&product.admin_socket()).await.unwrap());
+    let begun = Instant::now();
+    loop {
+        let agent = admin.explain(ExplainRequest::default()).await.unwrap().into_inner().agent.unwrap();
+        if agent.entries as usize > count && agent.svids_held >= 1000 {
+            return admin;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{agent:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How long so many questions about a process take, one after the other.
+pub async fn explain_rounds(admin: &mut AdminClient<Channel>, pid: u32, rounds: usize) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let request = ExplainRequest { subject: Some(explain_request::Subject::Pid(pid)) };
+        let begun = Instant::now();
+        let answer = admin.explain(request).await.unwrap().into_inner();
+        times.push(begun.elapsed());
+        assert!(answer.matching.len() == 1 && answer.nearest.len() == 10, "{answer:?}");
+    }
+    times
 }
 
 /// From the call that creates an entry to the message on a stream that waits for it.

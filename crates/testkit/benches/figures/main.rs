@@ -36,7 +36,8 @@ fn main() {
 }
 
 async fn figures(wanted: &[String]) {
-    let all: &[&str] = &["start", "memory", "push", "x509-workload", "jwt-workload", "attest", "entries", "x509", "jwt", "journal"];
+    let all: &[&str] =
+        &["start", "memory", "push", "x509-workload", "jwt-workload", "attest", "entries", "x509", "jwt", "journal", "explain"];
     let chosen: Vec<&str> = if wanted.is_empty() { all.to_vec() } else { wanted.iter().map(String::as_str).collect() };
     println!("machine: {}; file sync: {:?} median, {:?} p99", measure::machine(), measure::sync_time().0, measure::sync_time().1);
     for name in chosen {
@@ -54,6 +55,7 @@ async fn figures(wanted: &[String]) {
             }
             "jwt" => against_bare(name, 0.66, load::Kind::Jwt).await,
             "journal" => journal().await,
+            "explain" => explain().await,
             other => panic!("no figure `{other}`; there are {all:?}"),
         }
     }
@@ -151,4 +153,20 @@ async fn entries() {
 async fn journal() {
     let (count, millis) = load::journal_question().await;
     println!("log issued over {count} records, by ID: {millis:.0} ms (reach 1000)");
+}
+
+async fn explain() {
+    const ENTRIES: usize = 10_000;
+    let product = process::Product::start(load::Kind::X509Workload).await;
+    let mut admin = load::crowd(&product, ENTRIES).await;
+    let of = |mut times: Vec<Duration>| {
+        times.sort();
+        let millis = |t: Duration| t.as_secs_f64() * 1000.0;
+        (millis(times[times.len() / 2]), millis(times[times.len() * 99 / 100]))
+    };
+    let (p50, p99) = of(load::explain_rounds(&mut admin, std::process::id(), 200).await);
+    println!("explain with {ENTRIES} entries, the call: p50 {p50:.1} ms, p99 {p99:.1} ms (reach 50)");
+    let commands = (0..100).map(|_| process::explain_command(&product.admin_socket(), std::process::id())).collect();
+    let (p50, p99) = of(commands);
+    println!("the same, the whole command: p50 {p50:.1} ms, p99 {p99:.1} ms (reach 50)");
 }

@@ -112,8 +112,8 @@ impl Product {
         };
         EntryClient::new(channel).batch_create_entry(BatchCreateEntryRequest { entries: vec![entry], output_mask: None }).await.unwrap();
         let conf = format!(
-            "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n socket_path = \"{dir}/agent.sock\"\n \
-             data_dir = \"{dir}/agent\"\n trust_bundle_path = \"{dir}/bundle.pem\"\n join_token = \"{token}\"\n log_level = \"WARN\"\n}}\nplugins {{\n \
+            "agent {{\n trust_domain = \"example.org\"\n server_address = \"127.0.0.1\"\n server_port = {port}\n socket_path = \"{dir}/public/agent.sock\"\n \
+             admin_socket_path = \"{dir}/admin.sock\"\n data_dir = \"{dir}/agent\"\n trust_bundle_path = \"{dir}/bundle.pem\"\n join_token = \"{token}\"\n log_level = \"WARN\"\n}}\nplugins {{\n \
              KeyManager \"memory\" {{\n plugin_data {{}}\n }}\n NodeAttestor \"join_token\" {{\n plugin_data {{}}\n }}\n WorkloadAttestor \"unix\" {{\n \
              plugin_data {{}}\n }}\n}}\n",
             port = self.port
@@ -121,7 +121,7 @@ impl Product {
         std::fs::write(path.join("agent.conf"), conf).unwrap();
         let begun = Instant::now();
         self.agent = Some(Running(pinned(&binary()).args(["agent", "run", "-c"]).arg(path.join("agent.conf")).spawn().unwrap()));
-        healthy(&path.join("agent.sock")).await;
+        healthy(&self.agent_socket()).await;
         self.agent_start = begun.elapsed();
     }
 
@@ -130,7 +130,11 @@ impl Product {
     }
 
     pub fn agent_socket(&self) -> PathBuf {
-        self.directory.path().join("agent.sock")
+        self.directory.path().join("public/agent.sock")
+    }
+
+    pub fn admin_socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
     }
 
     pub fn server_pid(&self) -> u32 {
@@ -179,6 +183,20 @@ impl Bare {
     pub fn target(&self, _: Kind) -> Target {
         Target { workload: self.directory.path().join("bare.sock"), admin: None, port: self.port }
     }
+}
+
+/// How long the command takes that explains a process, from its start to its end.
+pub fn explain_command(admin_socket: &Path, pid: u32) -> Duration {
+    let begun = Instant::now();
+    let output = Command::new(binary())
+        .args(["explain", "--pid", &pid.to_string(), "--socket-path"])
+        .arg(admin_socket)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let took = begun.elapsed();
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    took
 }
 
 /// What `up` says of itself, from nothing.

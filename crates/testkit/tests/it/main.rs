@@ -13,6 +13,7 @@
 mod clients;
 mod commands;
 mod crash;
+mod explain;
 mod journey;
 mod support;
 mod up;

@@ -47,6 +47,7 @@ impl Up {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .env_remove("COUNTERSIGN_SERVER_SOCKET")
+            .env_remove("COUNTERSIGN_AGENT_ADMIN_SOCKET")
             .env_remove("SPIFFE_ENDPOINT_SOCKET")
             .spawn()
             .unwrap();

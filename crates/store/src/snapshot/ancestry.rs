@@ -1,0 +1,105 @@
+//! What an entry hangs below, up to agents and aliases, and what comes near where that leads nowhere. For people who ask why
+//! nobody has an entry; nothing is decided from it.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use countersign_identity::{Entry, Selector, SpiffeId};
+
+use super::Snapshot;
+use crate::model::Node;
+
+/// SPIFFE IDs looked at for one that is similar: comparing twenty thousand takes some milliseconds, and a mistyped name is
+/// not worth more.
+const CANDIDATES_MAX: usize = 20_000;
+
+/// Where the ways up from an entry lead.
+#[derive(Debug, Clone, Default)]
+pub struct Ancestry {
+    /// Agents below which it hangs, attested or not.
+    pub agents: BTreeSet<SpiffeId>,
+    /// Aliases below which it hangs.
+    pub aliases: Vec<Arc<Entry>>,
+    /// Parents that nobody has: not the ID of an agent, and granted by no entry.
+    pub unknown: BTreeSet<SpiffeId>,
+    /// Entries on the way, the first among them.
+    pub entries: HashSet<String>,
+}
+
+impl Snapshot {
+    /// Where the ways up from this entry lead.
+    pub fn ancestry(&self, entry: &Entry) -> Ancestry {
+        let mut found = Ancestry { entries: HashSet::from([entry.id.clone()]), ..Ancestry::default() };
+        if entry.is_alias() {
+            return found;
+        }
+        let mut visited: HashSet<SpiffeId> = HashSet::new();
+        let mut queue = vec![entry.parent_id.clone()];
+        while let Some(parent) = queue.pop() {
+            if !visited.insert(parent.clone()) {
+                continue;
+            }
+            let mut is_granted = false;
+            for above in self.entries_of(&parent) {
+                is_granted = true;
+                found.entries.insert(above.id.clone());
+                if above.is_alias() {
+                    found.aliases.push(Arc::clone(above));
+                } else {
+                    queue.push(above.parent_id.clone());
+                }
+            }
+            if parent.is_agent() {
+                found.agents.insert(parent);
+            } else if !is_granted {
+                found.unknown.insert(parent);
+            }
+        }
+        found
+    }
+
+    /// Attested agents that are authorized for this entry; of an alias, those that it names.
+    pub fn agents_authorized(&self, entry: &Entry) -> BTreeSet<SpiffeId> {
+        let mut agents = BTreeSet::new();
+        self.agents_of(entry, &mut agents);
+        agents.retain(|id| self.node(id).is_some());
+        agents
+    }
+
+    /// The newest revision at which one of these entries changed. `None`: before [`Snapshot::remembered_from`].
+    pub fn changed_at(&self, entries: &HashSet<String>) -> Option<u64> {
+        let concerns = |t: &&Arc<crate::log::Transaction>| {
+            t.changes.iter().any(|(change, _)| change.noun() == crate::log::Noun::Entry && entries.contains(change.key()))
+        };
+        self.recent.iter().rev().find(concerns).map(|t| t.revision)
+    }
+
+    /// What changed up to this revision is not remembered one by one.
+    pub fn remembered_from(&self) -> u64 {
+        self.recent_from.revision
+    }
+
+    /// The node that lacks the fewest of these selectors, and those it lacks.
+    pub fn nearest_node<'a>(&'a self, selectors: &[Selector]) -> Option<(&'a Arc<Node>, Vec<Selector>)> {
+        let missing = |node: &Node| selectors.iter().filter(|s| node.selectors.binary_search(s).is_err()).count();
+        let nearest = self.nodes.values().filter(|n| !n.is_banned()).min_by_key(|n| missing(n))?;
+        let lacks = selectors.iter().filter(|s| nearest.selectors.binary_search(s).is_err()).cloned().collect();
+        Some((nearest, lacks))
+    }
+
+    /// The SPIFFE ID most like this one that an agent has or an entry grants, if one is like it. Not that of the entry whose
+    /// parent is looked for.
+    pub fn nearest_parent(&self, wanted: &SpiffeId, of: &Entry) -> Option<SpiffeId> {
+        let granted = self.by_spiffe_id.keys();
+        // As many edits as a slip of the keyboard or a forgotten word take.
+        let likeness_max = 3.max(wanted.path().len() / 4);
+        granted
+            .chain(self.nodes.keys())
+            .filter(|id| **id != of.spiffe_id && id.path().len().abs_diff(wanted.path().len()) <= likeness_max)
+            .take(CANDIDATES_MAX)
+            .map(|id| (strsim::levenshtein(wanted.path(), id.path()), id))
+            .min()
+            .filter(|(edits, _)| *edits <= likeness_max)
+            .map(|(_, id)| id.clone())
+    }
+}
