@@ -10,8 +10,6 @@ use crate::{Failure, run, say};
 const DEBIAN: &[(&str, &str)] =
     &[("openssl", "openssl"), ("python3", "python3"), ("python3-venv", "python3"), ("gcc", "cc"), ("util-linux", "unshare")];
 
-/// Version of the Python client.
-const SPIFFE_PY: &str = "spiffe==0.3.2";
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -51,18 +49,22 @@ fn debian() -> Result<(), Failure> {
     run("apt-get", &arguments, &[])
 }
 
-/// A virtual environment with the SPIFFE client of PyPI.
+/// A virtual environment with the SPIFFE client of PyPI, and what it needs, in the versions that its folder pins.
 fn python_client(root: &Path) -> Result<PathBuf, Failure> {
+    let requirements = root.join("crates/testkit/clients/python/requirements.txt");
     let environment = root.join("target/clients/python");
     let python = environment.join("bin/python");
-    let stamp = environment.join(format!("{SPIFFE_PY}.installed"));
-    if stamp.exists() {
+    let (installed, wanted) = (environment.join("requirements.installed"), std::fs::read(&requirements)?);
+    if std::fs::read(&installed).is_ok_and(|found| found == wanted) {
         return Ok(python);
     }
-    let path = environment.display().to_string();
-    run("python3", &["-m", "venv", "--clear", &path], &[])?;
-    run(&python.display().to_string(), &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SPIFFE_PY], &[])?;
-    std::fs::write(stamp, "")?;
+    run("python3", &["-m", "venv", "--clear", &environment.display().to_string()], &[])?;
+    let file = requirements.display().to_string();
+    // A dependency that is not in the file would be of any version: `--no-deps` and `pip check` let none in.
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement", &file];
+    run(&python.display().to_string(), &install, &[])?;
+    run(&python.display().to_string(), &["-m", "pip", "check", "--quiet", "--disable-pip-version-check"], &[])?;
+    std::fs::write(installed, wanted)?;
     Ok(python)
 }
 
@@ -79,7 +81,7 @@ fn go_client(root: &Path) -> Result<PathBuf, Failure> {
         .arg(&binary)
         .arg(".")
         .current_dir(&source)
-        .env("GOFLAGS", "-mod=mod")
+        .env("GOFLAGS", "-mod=readonly")
         .stdin(Stdio::null())
         .status()
         .map_err(|e| format!("cannot run `go`: {e}"))?;
