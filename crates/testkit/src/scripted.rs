@@ -92,6 +92,14 @@ impl Authority {
     /// # Errors
     /// The cryptographic library fails.
     pub fn issue(&self, id: &SpiffeId, key: &PublicKey, now: Timestamp) -> Result<Vec<u8>, Anyhow> {
+        self.issue_until(id, key, now, now.after(SVID_LIFETIME))
+    }
+
+    /// Certifies a key until a certain time.
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn issue_until(&self, id: &SpiffeId, key: &PublicKey, now: Timestamp, not_after: Timestamp) -> Result<Vec<u8>, Anyhow> {
         let tbs = Tbs {
             serial: positive(random()?),
             algorithm: self.pair.algorithm(),
@@ -99,7 +107,7 @@ impl Authority {
             issuer_key_id: Some(&self.pair.public_key().key_id()),
             subject: &Subject::default().to_der(&[1]),
             not_before: now.before(Duration::from_secs(10)),
-            not_after: now.after(SVID_LIFETIME),
+            not_after,
             public_key: key,
             spiffe_id: id,
             dns_names: &[],

@@ -175,11 +175,3 @@ impl Drop for Up {
         }
     }
 }
-
-/// A line of JSON from a client program that must succeed.
-pub fn said(mut command: Command) -> Value {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {text}"))
-}
