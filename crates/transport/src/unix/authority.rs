@@ -1,11 +1,12 @@
-//! Makes the `:authority` of gRPC's C core on Unix sockets legal.
+//! Makes the `:authority` that gRPC clients send on Unix sockets legal.
 //!
-//! That core (Python, C++, Ruby, PHP) sends the percent-encoded socket path, `tmp%2Fapi.sock`, which is no authority by
-//! RFC 3986, and our HTTP/2 library resets such streams. The name means nothing to us, so each `%` in it is replaced by
-//! `-` as the bytes come in. The length stays the same, so that both ends' header tables keep agreeing.
+//! The C core (Python, C++, Ruby, PHP) sends the percent-encoded socket path, `tmp%2Fapi.sock`, and grpc-java the path as
+//! it is, `/tmp/api.sock`. Neither is an authority by RFC 3986, and our HTTP/2 library resets such streams. The name means
+//! nothing to us, so whatever cannot be in the name of a host is replaced by `-` as the bytes come in. The length stays
+//! the same, so that both ends' header tables keep agreeing.
 //!
 //! Only as much of HTTP/2 (RFC 9113) and HPACK (RFC 7541) is followed as is needed to find that one text, byte by byte, in
-//! place, whatever pieces the bytes come in. Huffman-coded texts are left alone: that core does not send them.
+//! place, whatever pieces the bytes come in. Huffman-coded texts are left alone: neither of the two sends them.
 
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEADER_BYTES: usize = 9;
@@ -200,7 +201,7 @@ impl Field {
                 number(*byte, 0x7f, Then::TextLength { is_name, is_authority, huffman: *byte & 0x80 != 0 })
             }
             Self::Text { left, is_name, is_authority, huffman, matched } => {
-                if !is_name && is_authority && !huffman && *byte == b'%' {
+                if !is_name && is_authority && !huffman && !is_of_a_host(*byte) {
                     *byte = b'-';
                 }
                 let matched = if is_name && !huffman && NAME.get(matched) == Some(byte) { matched + 1 } else { matched };
@@ -220,6 +221,11 @@ impl Then {
             Self::TextLength { is_name, is_authority, huffman } => text(value, is_name, is_authority, huffman, 0),
         }
     }
+}
+
+/// Names of hosts with a port, and no more than that; a path may hold any byte at all.
+fn is_of_a_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':')
 }
 
 /// A number with this mask for its first byte.
@@ -267,23 +273,26 @@ mod tests {
     }
 
     #[test]
-    fn every_percent_of_the_authority_is_replaced_and_nothing_else_whatever_the_pieces() {
-        let (sent, wanted) = (client(b"tmp%2Fx%2Fa.sock"), client(b"tmp-2Fx-2Fa.sock"));
-        for piece in 1..sent.len() {
-            let mut bytes = sent.clone();
-            let mut authority = Authority::default();
-            for part in bytes.chunks_mut(piece) {
-                authority.pass(part);
+    fn a_path_in_the_authority_becomes_a_host_and_nothing_else_changes_whatever_the_pieces() {
+        let c_core = (client(b"tmp%2Fx%2Fa.sock"), client(b"tmp-2Fx-2Fa.sock"));
+        let java = (client("/tmp/a b/\u{e9}@[1].sock".as_bytes()), client(b"-tmp-a-b-----1-.sock"));
+        for (sent, wanted) in [c_core, java] {
+            for piece in 1..sent.len() {
+                let mut bytes = sent.clone();
+                let mut authority = Authority::default();
+                for part in bytes.chunks_mut(piece) {
+                    authority.pass(part);
+                }
+                assert_eq!(bytes, wanted, "in pieces of {piece}");
             }
-            assert_eq!(bytes, wanted, "in pieces of {piece}");
         }
     }
 
     #[test]
     fn an_ordinary_client_is_left_alone() {
-        let mut bytes = client(b"localhost");
+        let mut bytes = client(b"localhost:8081");
         Authority::default().pass(&mut bytes);
-        assert_eq!(bytes, client(b"localhost"));
+        assert_eq!(bytes, client(b"localhost:8081"));
     }
 
     #[test]
