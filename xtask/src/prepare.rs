@@ -1,4 +1,4 @@
-//! What the tests need from outside: Debian packages, and real clients from PyPI and the Go module proxy, inside the
+//! What the tests need from outside: Debian packages, and real clients in the languages of those who use us, inside the
 //! target folder. Fails loudly when something is missing; never skips.
 
 use std::path::{Path, PathBuf};
@@ -23,7 +23,10 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     debian()?;
     let python = python_client(root)?;
     let go = go_client(root)?;
-    Ok(Prepared { environment: vec![("COUNTERSIGN_TEST_PYTHON", python), ("COUNTERSIGN_TEST_GO_CLIENT", go)] })
+    let rust = rust_client(root)?;
+    Ok(Prepared {
+        environment: vec![("COUNTERSIGN_TEST_PYTHON", python), ("COUNTERSIGN_TEST_GO_CLIENT", go), ("COUNTERSIGN_TEST_RUST_CLIENT", rust)],
+    })
 }
 
 fn has(program: &str) -> bool {
@@ -86,6 +89,21 @@ fn go_client(root: &Path) -> Result<PathBuf, Failure> {
         .status()
         .map_err(|e| format!("cannot run `go`: {e}"))?;
     if built.success() { Ok(binary) } else { Err("building the Go client failed".into()) }
+}
+
+/// The program in `testkit/clients/rust`, built with the whole workspace so that nothing is compiled twice.
+fn rust_client(root: &Path) -> Result<PathBuf, Failure> {
+    run("cargo", &["build", "--workspace", "--bin", "rust-client", "--locked"], &[])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let binary = root.join("target/clients/rust-client");
+    std::fs::create_dir_all(root.join("target/clients"))?;
+    // Removed first: a program that runs cannot be written over.
+    match std::fs::remove_file(&binary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    std::fs::copy(target.join("debug/rust-client"), &binary)?;
+    Ok(binary)
 }
 
 /// The dependency checker, installed into the target folder when it is not there.
