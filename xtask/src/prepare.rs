@@ -7,8 +7,15 @@ use std::process::{Command, Stdio};
 use crate::{Failure, run, say};
 
 /// Debian packages, with a program of each by which its presence is known.
-const DEBIAN: &[(&str, &str)] =
-    &[("openssl", "openssl"), ("python3", "python3"), ("python3-venv", "python3"), ("gcc", "cc"), ("util-linux", "unshare")];
+const DEBIAN: &[(&str, &str)] = &[
+    ("openssl", "openssl"),
+    ("python3", "python3"),
+    ("python3-venv", "python3"),
+    ("gcc", "cc"),
+    ("util-linux", "unshare"),
+    ("default-jdk-headless", "javac"),
+    ("maven", "mvn"),
+];
 
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
@@ -24,8 +31,14 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     let python = python_client(root)?;
     let go = go_client(root)?;
     let rust = rust_client(root)?;
+    let java = java_client(root)?;
     Ok(Prepared {
-        environment: vec![("COUNTERSIGN_TEST_PYTHON", python), ("COUNTERSIGN_TEST_GO_CLIENT", go), ("COUNTERSIGN_TEST_RUST_CLIENT", rust)],
+        environment: vec![
+            ("COUNTERSIGN_TEST_PYTHON", python),
+            ("COUNTERSIGN_TEST_GO_CLIENT", go),
+            ("COUNTERSIGN_TEST_RUST_CLIENT", rust),
+            ("COUNTERSIGN_TEST_JAVA", java),
+        ],
     })
 }
 
@@ -104,6 +117,14 @@ fn rust_client(root: &Path) -> Result<PathBuf, Failure> {
     }
     std::fs::copy(target.join("debug/rust-client"), &binary)?;
     Ok(binary)
+}
+
+/// The program in `testkit/clients/java` as a jar, with the libraries it needs beside it.
+fn java_client(root: &Path) -> Result<PathBuf, Failure> {
+    let output = root.join("target/clients/java");
+    let place = format!("-Doutput={}", output.display());
+    run("mvn", &["--batch-mode", "--quiet", "--file", "crates/testkit/clients/java/pom.xml", &place, "package"], &[])?;
+    Ok(output.join("client.jar"))
 }
 
 /// The dependency checker, installed into the target folder when it is not there.
