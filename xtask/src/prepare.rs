@@ -15,10 +15,15 @@ const DEBIAN: &[(&str, &str)] = &[
     ("util-linux", "unshare"),
     ("default-jdk-headless", "javac"),
     ("maven", "mvn"),
+    ("nodejs", "node"),
+    ("npm", "npm"),
 ];
 
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
+
+/// The oldest Node with the cryptography that the `jose` package stands on.
+const NODE_OLDEST: u32 = 20;
 
 /// Where the prepared parts are, for the tests.
 pub(crate) struct Prepared {
@@ -32,12 +37,14 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     let go = go_client(root)?;
     let rust = rust_client(root)?;
     let java = java_client(root)?;
+    let node = node_client(root)?;
     Ok(Prepared {
         environment: vec![
             ("COUNTERSIGN_TEST_PYTHON", python),
             ("COUNTERSIGN_TEST_GO_CLIENT", go),
             ("COUNTERSIGN_TEST_RUST_CLIENT", rust),
             ("COUNTERSIGN_TEST_JAVA", java),
+            ("COUNTERSIGN_TEST_NODE", node),
         ],
     })
 }
@@ -125,6 +132,31 @@ fn java_client(root: &Path) -> Result<PathBuf, Failure> {
     let place = format!("-Doutput={}", output.display());
     run("mvn", &["--batch-mode", "--quiet", "--file", "crates/testkit/clients/java/pom.xml", &place, "package"], &[])?;
     Ok(output.join("client.jar"))
+}
+
+/// The program in `testkit/clients/node`, copied, with the packages that its lock file pins beside it.
+fn node_client(root: &Path) -> Result<PathBuf, Failure> {
+    let version = Command::new("node").arg("--version").output().map_err(|e| format!("cannot run `node`: {e}"))?.stdout;
+    let version = String::from_utf8_lossy(&version).trim().to_owned();
+    let major = version.strip_prefix('v').and_then(|v| v.split('.').next()).and_then(|major| major.parse::<u32>().ok());
+    if major.is_none_or(|major| major < NODE_OLDEST) {
+        return Err(format!("Node {NODE_OLDEST} or newer is needed, `node` is {version}; install a newer one and try again").into());
+    }
+    let (source, place) = (root.join("crates/testkit/clients/node"), root.join("target/clients/node"));
+    std::fs::create_dir_all(&place)?;
+    let proto = root.join("crates/wire/proto/workload.proto");
+    let files = std::fs::read_dir(&source)?.map(|item| item.map(|i| i.path())).collect::<Result<Vec<_>, _>>()?;
+    for path in files.iter().chain([&proto]) {
+        let name = path.file_name().ok_or("a file has no name")?;
+        std::fs::copy(path, place.join(name))?;
+    }
+    let (wanted, installed) = (std::fs::read(source.join("package-lock.json"))?, place.join("installed.json"));
+    if !std::fs::read(&installed).is_ok_and(|found| found == wanted) {
+        let folder = place.display().to_string();
+        run("npm", &["ci", "--prefix", &folder, "--ignore-scripts", "--no-audit", "--no-fund"], &[])?;
+        std::fs::write(installed, wanted)?;
+    }
+    Ok(place.join("client.js"))
 }
 
 /// The dependency checker, installed into the target folder when it is not there.
