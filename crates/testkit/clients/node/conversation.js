@@ -19,8 +19,10 @@ function options(source) {
 
 // guide: begin server
 function listen(source, peers, answer) {
-  const server = tls.createServer({ ...options(source), handshakeTimeout: SILENCE_MAX }, (socket) => {
-    const refusal = source.refusal(socket.getPeerCertificate(true), peers);
+  // Peers are verified all the same; Node closes the connection without saying why, so we do it.
+  const server = tls.createServer({ ...options(source), rejectUnauthorized: false, handshakeTimeout: SILENCE_MAX }, (socket) => {
+    const invalid = socket.authorized ? undefined : new Error(`the peer's certificate is not valid: ${socket.authorizationError}`);
+    const refusal = invalid ?? source.refusal(socket.getPeerCertificate(true), peers);
     if (refusal) server.emit('tlsClientError', refusal, socket.destroy());
     else answer(socket);
   });
