@@ -64,16 +64,20 @@ public final class Client {
     /** Waits for the first X509-SVID. Without a time limit a denial is retried for ever. */
     static X509Source x509Source(WorkloadApiClient client, Duration deadline)
             throws SocketEndpointAddressException, X509SourceException {
-        return DefaultX509Source.newSource(
+        X509Source source = DefaultX509Source.newSource(
                 X509SourceOptions.builder().workloadApiClient(client).initTimeout(deadline).build());
+        // The library also returns when the first answer was of no use; then this throws.
+        source.getX509Svid();
+        return source;
     }
     // guide: end source
 
     // guide: begin tls
     static SSLContext tls(X509Source source, Set<SpiffeId> peers) throws GeneralSecurityException {
+        // A resumed session is not checked again. Tickets would be good for a day; without them the timeout below counts.
+        System.setProperty("jdk.tls.server.enableSessionTicketExtension", "false");
         SSLContext tls = SpiffeSslContextFactory.getSslContext(SslContextOptions.builder()
                 .sslProtocol("TLSv1.3").x509Source(source).acceptedSpiffeIdsSupplier(() -> peers).build());
-        // A resumed session is not checked again, so none is resumed for long.
         tls.getServerSessionContext().setSessionTimeout(1);
         tls.getClientSessionContext().setSessionTimeout(1);
         return tls;
