@@ -6,7 +6,7 @@ use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::types::X509Certificate;
 use serde_json::Value;
 
-use super::language::{LANGUAGES, Language};
+use super::language::{LANGUAGES, Language, TakenAway};
 use super::program::{Program, until};
 use super::workload_api::{Authority, Fake};
 use super::world::{Entries, World};
@@ -65,11 +65,14 @@ fn a_program_of_every_language_needs_one_stream_for_all_updates() {
         let api = Fake::start(authority.state("/web"));
         let mut program = Program::start(language, &api.socket(), &["watch"]);
         let mut last = program.line();
-        for _ in 0..3 {
+        // Some libraries have a stream for the first answer and another one from then on.
+        let mut open = None;
+        for _ in 0..4 {
             api.publish(authority.state("/web"));
             last = another_serial(&mut program, &last).0;
+            assert_eq!(*open.get_or_insert_with(|| api.x509_streams()), api.x509_streams(), "{}", language.name);
         }
-        assert_eq!(api.x509_streams(), 1, "{}", language.name);
+        assert!(open.is_some_and(|streams| streams <= 2), "{}: {open:?}", language.name);
     }
 }
 
@@ -85,13 +88,18 @@ fn an_identity_taken_away_from_a_running_program_comes_back_when_it_is_given_bac
         until("the agent denies", || {
             (Program::start(language, &world.socket(), &["x509", "--deadline", "1"]).ended().code == Some(3)).then_some(())
         });
-        // The running one keeps the certificate in its hands until that ends; no library takes it away.
-        assert_eq!(holder.ask("serial"), *held, "{}", language.name);
-        if language.reports_denial {
-            let (line, _) = program.line_where("the denial", |line| line["error"].is_string());
-            assert!(line["error"].as_str().unwrap().contains("no identity issued"), "{}: {line}", language.name);
+        // What the running one has and knows depends on its library; its guide says so.
+        match language.taken_away {
+            TakenAway::Unsaid => assert_eq!(program.unread(), [] as [Value; 0], "{}", language.name),
+            TakenAway::Told | TakenAway::Withdrawn => {
+                let (line, _) = program.line_where("the denial", |line| line["error"].is_string());
+                assert!(line["error"].as_str().unwrap().contains("no identity issued"), "{}: {line}", language.name);
+            }
+        }
+        if language.taken_away == TakenAway::Withdrawn {
+            until("the SVID is withdrawn", || holder.ask("serial")["failed"].is_string().then_some(()));
         } else {
-            assert_eq!(program.unread(), [] as [Value; 0], "{} reports denials: say so in its guide and in the list", language.name);
+            assert_eq!(holder.ask("serial"), *held, "{}", language.name);
         }
     }
     world.entries("create", Entries::default());
