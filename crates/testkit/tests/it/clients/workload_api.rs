@@ -81,6 +81,7 @@ pub(super) struct Fake {
     runtime: Option<tokio::runtime::Runtime>,
     state: Arc<watch::Sender<State>>,
     x509_streams: Arc<AtomicUsize>,
+    without_bundle: Arc<AtomicUsize>,
 }
 
 impl Fake {
@@ -88,12 +89,14 @@ impl Fake {
         let directory = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let state = Arc::new(watch::channel(state).0);
-        let x509_streams = Arc::new(AtomicUsize::new(0));
-        let service = SpiffeWorkloadApiServer::new(Service { state: Arc::clone(&state), x509_streams: Arc::clone(&x509_streams) });
+        let (x509_streams, without_bundle) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let service =
+            Service { state: Arc::clone(&state), x509_streams: Arc::clone(&x509_streams), without_bundle: Arc::clone(&without_bundle) };
+        let service = SpiffeWorkloadApiServer::new(service);
         // Our own acceptor, because gRPC's C core sends an authority that is none.
         let incoming = runtime.block_on(async { unix::incoming(UnixListener::bind(directory.path().join("agent.sock")).unwrap()) });
         runtime.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        Self { directory, runtime: Some(runtime), state, x509_streams }
+        Self { directory, runtime: Some(runtime), state, x509_streams, without_bundle }
     }
 
     pub(super) fn socket(&self) -> String {
@@ -103,6 +106,11 @@ impl Fake {
     /// Answers this from now on, on open streams too.
     pub(super) fn publish(&self, state: State) {
         self.state.send_replace(state);
+    }
+
+    /// How many messages without the bundle of the own trust domain went out on streams of X509-SVIDs.
+    pub(super) fn without_bundle(&self) -> usize {
+        self.without_bundle.load(Ordering::SeqCst)
     }
 
     /// How many streams of X509-SVIDs were asked for.
@@ -122,6 +130,7 @@ impl Drop for Fake {
 struct Service {
     state: Arc<watch::Sender<State>>,
     x509_streams: Arc<AtomicUsize>,
+    without_bundle: Arc<AtomicUsize>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -138,7 +147,14 @@ impl SpiffeWorkloadApi for Service {
 
     async fn fetch_x509svid(&self, _: Request<wire::X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         self.x509_streams.fetch_add(1, Ordering::SeqCst);
-        Ok(self.answers(|state| state.x509_svids))
+        let without_bundle = Arc::clone(&self.without_bundle);
+        let answers = self.answers(|state| state.x509_svids).into_inner().map(move |answer| {
+            if answer.as_ref().is_ok_and(|a| a.svids.iter().any(|svid| svid.bundle.is_empty())) {
+                without_bundle.fetch_add(1, Ordering::SeqCst);
+            }
+            answer
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     type FetchX509BundlesStream = Answers<wire::X509BundlesResponse>;
