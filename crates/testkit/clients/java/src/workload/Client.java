@@ -74,7 +74,7 @@ public final class Client {
 
     // guide: begin tls
     static SSLContext tls(X509Source source, Set<SpiffeId> peers) throws GeneralSecurityException {
-        // A resumed session is not checked again. Tickets would be good for a day; without them the timeout below counts.
+        // A resumed session is not checked again. Tickets outlive the timeouts below; without tickets these count.
         System.setProperty("jdk.tls.server.enableSessionTicketExtension", "false");
         SSLContext tls = SpiffeSslContextFactory.getSslContext(SslContextOptions.builder()
                 .sslProtocol("TLSv1.3").x509Source(source).acceptedSpiffeIdsSupplier(() -> peers).build());
