@@ -7,6 +7,7 @@ mod language;
 mod matrix;
 mod program;
 mod refusals;
+mod resumption;
 mod updates;
 mod workload_api;
 mod world;
