@@ -54,6 +54,8 @@ pub struct Config {
     pub store_path: PathBuf,
     /// Another SQLite file layer under the store, by name: the seam for disks that are full or lose power. No file sets it.
     pub store_file_layer: Option<String>,
+    /// The issuance journal; its disk is the seam for one that is full or loses power.
+    pub journal: audit::Settings,
     /// Logging.
     pub logging: Logging,
     /// Listener for liveness and readiness, if wanted.
@@ -77,7 +79,7 @@ pub struct Config {
     pub(crate) disable_jwt_svids: bool,
     pub(crate) jwt_issuer: Option<String>,
     pub(crate) node_pruning: Option<NodePruning>,
-    pub(crate) journal: audit::Settings,
+
     pub(crate) ratelimit: ratelimit::Settings,
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestors: Vec<Arc<dyn ServerHalf>>,

@@ -89,6 +89,17 @@ impl PowerLoss {
     pub fn make_room(&self) {
         self.disk.state().room = None;
     }
+
+    /// From now on it says that it has synced and has not.
+    pub fn forget_syncs(&self) {
+        self.disk.state().forgets = true;
+    }
+
+    /// Makes it as new: empty, and open handles fail.
+    pub fn erase(&self) {
+        let mut state = self.disk.state();
+        *state = State { generation: state.generation + 1, files_made: state.files_made, ..State::default() };
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -142,6 +153,7 @@ struct State {
     operations: u64,
     cut: Option<(u64, Unsynced)>,
     room: Option<u64>,
+    forgets: bool,
     names: BTreeMap<String, u64>,
     names_synced: BTreeMap<String, u64>,
     files: BTreeMap<u64, File>,
@@ -354,6 +366,9 @@ impl Handle {
     }
 
     fn sync(&self) -> c_int {
+        if self.disk.state().forgets {
+            return ffi::SQLITE_OK;
+        }
         let synced = self.change(ffi::SQLITE_IOERR_FSYNC, |file| {
             file.sync();
             ffi::SQLITE_OK

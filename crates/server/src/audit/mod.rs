@@ -4,6 +4,7 @@
 //! `Linted<Allowed>` is accepted and only `Recorded` comes out, which nobody else can make. A full disk means no
 //! issuance, said clearly; it never means issuance without a record.
 
+mod disk;
 mod index;
 mod query;
 mod refusals;
@@ -22,6 +23,7 @@ use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::{Kind as WireKind, Record};
 use tokio::sync::{mpsc, oneshot};
 
+pub use disk::{Disk, SystemDisk};
 pub use query::{Answer, Damage, Query, search};
 
 use crate::policy::Allowed;
@@ -42,12 +44,15 @@ pub struct Settings {
     pub bytes_max: u64,
     /// Size at which a segment is sealed.
     pub segment_bytes: u64,
+    /// How segments are written.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl Settings {
     /// 90 days or 10 GiB, in segments of 64 MiB.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, retention: Duration::from_secs(90 * 24 * 3600), bytes_max: 10 << 30, segment_bytes: 64 << 20 }
+        let retention = Duration::from_secs(90 * 24 * 3600);
+        Self { directory, retention, bytes_max: 10 << 30, segment_bytes: 64 << 20, disk: Arc::new(SystemDisk) }
     }
 }
 

@@ -296,8 +296,10 @@ impl Writer {
     /// Writes one piece at the end, and syncs it if somebody waits for it. On failure nothing of it stays.
     fn write(&mut self, bytes: &[u8], sync: bool) -> Result<(), JournalError> {
         // INVARIANT: `sync_data` before any answer; `a_record_is_on_disk_before_it_is_acknowledged` holds it.
-        let whole = if self.torn { self.file.set_len(self.length) } else { Ok(()) };
-        let written = whole.and_then(|()| self.file.write_all(bytes)).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        let (disk, path) = (Arc::clone(&self.settings.disk), &self.segment.path);
+        let whole = if self.torn { disk.cut(path, &self.file, self.length) } else { Ok(()) };
+        let appended = whole.and_then(|()| disk.append(path, &mut self.file, bytes));
+        let written = appended.and_then(|()| if sync { disk.sync(path, &self.file) } else { Ok(()) });
         match written {
             Ok(()) => {
                 self.torn = false;
@@ -309,7 +311,7 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                let cut = self.file.set_len(self.length);
+                let cut = disk.cut(path, &self.file, self.length);
                 self.torn = cut.is_err();
                 if let Err(error) = cut {
                     tracing::error!(%error, "BUG: cannot cut off a failed write of the issuance journal");
@@ -370,7 +372,7 @@ impl Writer {
     fn roll(&mut self) {
         let next = Segment::new(&self.settings.directory, self.next_sequence);
         // What nobody waited for is synced now, or a crash could leave a gap before the next segment.
-        let opened = self.file.sync_data().and_then(|()| open(&next.path));
+        let opened = self.settings.disk.sync(&self.segment.path, &self.file).and_then(|()| open(&next.path));
         let opened = opened.and_then(|file| sync_directory(&self.settings.directory).map(|()| file));
         match opened {
             Ok(file) => {
