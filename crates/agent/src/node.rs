@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::next_renewal;
+use countersign_identity::rotation::{next_renewal, renewal_after_start};
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
@@ -183,7 +183,8 @@ impl Node {
         }
         let slot = SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))?;
         let pair = self.keys.pair(SLOTS.get(slot)?)?;
-        self.svid(data.svid, pair, data.reattestable, slot).ok().map(Arc::new)
+        let renew_at = renewal_after_start(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction());
+        self.svid(data.svid, pair, data.reattestable, slot).ok().map(|svid| Arc::new(NodeSvid { renew_at, ..svid }))
     }
 
     fn svid(&self, chain: Vec<Vec<u8>>, pair: Arc<KeyPair>, reattestable: bool, slot: usize) -> Result<NodeSvid, NodeError> {

@@ -8,6 +8,8 @@ use crate::time::Timestamp;
 pub const BACKDATE: Duration = Duration::from_secs(10);
 /// The same credential is renewed at most this often.
 pub const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Overdue credentials found at a start are renewed within this time.
+pub const OVERDUE_SPREAD: Duration = Duration::from_secs(60);
 /// An authority's successor is prepared at most this long before its end, however long it lives.
 pub const PREPARE_LEAD_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An authority's successor is activated at most this long before its end.
@@ -30,6 +32,14 @@ pub fn renew_at(not_before: Timestamp, not_after: Timestamp, spread: f64) -> Tim
 /// judged by a clock that is ahead would else be renewed over and over.
 pub fn next_renewal(now: Timestamp, not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
     let soonest = (not_after.since(now) / 4).max(RENEWAL_PAUSE_MIN);
+    renew_at(not_before, not_after, spread).max(now.after(soonest))
+}
+
+/// When to renew a credential that was on a disk at a start: as [`renew_at`], and what is overdue within a minute, not after
+/// another part of its life, which each restart would put off anew. Spread, because a fleet may come back at once.
+pub fn renewal_after_start(now: Timestamp, not_before: Timestamp, not_after: Timestamp, spread: f64) -> Timestamp {
+    let spread = if spread.is_nan() { 0.0 } else { spread.clamp(0.0, 1.0) };
+    let soonest = RENEWAL_PAUSE_MIN.max(OVERDUE_SPREAD.mul_f64(spread)).min(not_after.since(now) / 4);
     renew_at(not_before, not_after, spread).max(now.after(soonest))
 }
 

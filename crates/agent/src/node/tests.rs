@@ -132,6 +132,21 @@ async fn stopped_at_any_step_of_a_renewal_the_svid_on_disk_and_what_is_followed_
 }
 
 #[tokio::test]
+async fn a_restart_does_not_put_off_a_renewal_that_is_overdue() {
+    let place = Place::new();
+    let node = place.node();
+    let svid = place.svid(&node, None).await;
+    node.keep(&svid, None).expect("kept");
+    let life = svid.expires_at.since(place.clock.now());
+    // Before it is due nothing is renewed for a restart.
+    let found = place.node().load().expect("readable").expect("there");
+    assert!(found.renew_at > place.clock.now().after(life / 3), "due at {}", found.renew_at);
+    place.clock.advance(life * 3 / 4);
+    let found = place.node().load().expect("readable").expect("there");
+    assert!(found.renew_at <= place.clock.now().after(Duration::from_secs(60)), "due at {}", found.renew_at);
+}
+
+#[tokio::test]
 async fn a_renewed_svid_is_kept_even_where_what_is_followed_cannot_be() {
     let place = Place::new();
     let node = place.node();
