@@ -18,6 +18,8 @@ cargo xtask COMMAND
   tidy    the house rules alone
   gen     generate the code of crates/wire/proto again
   bless   rewrite golden files after a change that was meant
+  simulate [--seed N] [--seeds COUNT] [--log]
+          run seeds of the simulation: this one, or so many from it
   ci      test, then check
 ";
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(&root()),
         "gen" => generate::generate(&root().join("crates/wire/proto"), &root().join("crates/wire/src/gen")),
         "bless" => bless(),
+        "simulate" => simulate(),
         "ci" => test().and_then(|()| check()),
         _ => Err(USAGE.into()),
     };
@@ -77,6 +80,25 @@ fn check() -> Result<(), Failure> {
     let program = deny.display().to_string();
     // Advisories need a database that is fetched from the network; it is looked at where there is one, see CONTRIBUTING.md.
     run(&program, &["--locked", "--offline", "check", "bans", "licenses", "sources"], &[])
+}
+
+/// Runs seeds of the simulation, and nothing else.
+fn simulate() -> Result<(), Failure> {
+    let mut settings = Vec::new();
+    let mut arguments = std::env::args().skip(2);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().filter(|n| n.parse::<u64>().is_ok()).ok_or(format!("{argument} needs a number"));
+        match argument.as_str() {
+            "--seed" => settings.push(("SIMULATION_SEED", PathBuf::from(number()?))),
+            "--seeds" => settings.push(("SIMULATION_SEEDS", PathBuf::from(number()?))),
+            "--log" => settings.push(("SIMULATION_LOG", PathBuf::from("1"))),
+            other => return Err(format!("unknown argument `{other}`\n\n{USAGE}").into()),
+        }
+    }
+    let environment: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_path())).collect();
+    let test = ["--exact", "simulation::every_seed_holds", "--nocapture"];
+    let arguments = ["test", "--locked", "-p", "countersign-testkit", "--test", "it", "--"];
+    run("cargo", &[arguments.as_slice(), &test].concat(), &environment)
 }
 
 fn bless() -> Result<(), Failure> {

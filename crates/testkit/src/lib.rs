@@ -8,4 +8,5 @@ pub mod journal_disk;
 pub mod panics;
 pub mod powerloss;
 pub mod scripted;
+pub mod simulation;
 pub mod workload;

@@ -15,5 +15,6 @@ mod commands;
 mod crash;
 mod explain;
 mod journey;
+mod simulation;
 mod support;
 mod up;
