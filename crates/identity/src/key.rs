@@ -224,6 +224,14 @@ impl PublicKey {
         self.kind
     }
 
+    /// The length of an RSA key's modulus, in bits.
+    pub fn rsa_bits(&self) -> Option<usize> {
+        if self.kind != PublicKeyKind::Rsa {
+            return None;
+        }
+        RSAPublicKey::from_der(&self.bits).ok().map(|(_, rsa)| rsa.key_size())
+    }
+
     /// The subject key identifier: SHA-1 over the bits (RFC 5280 section 4.2.1.2, method 1), as SPIRE computes it.
     pub fn key_id(&self) -> Vec<u8> {
         digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.bits).as_ref().to_vec()

@@ -86,6 +86,8 @@ pub struct Certificate {
     pub subject_empty: bool,
     /// The subject as people read it.
     pub subject_text: String,
+    /// The issuer as people read it.
+    pub issuer_text: String,
     pub(crate) other_names: bool,
     pub(crate) permitted: Vec<Constraint>,
     pub(crate) excluded: Vec<Constraint>,
@@ -149,6 +151,7 @@ impl Certificate {
             san_critical: false,
             subject_empty: x509.subject().iter().next().is_none(),
             subject_text: x509.subject().to_string(),
+            issuer_text: x509.issuer().to_string(),
             other_names: false,
             permitted: Vec::new(),
             excluded: Vec::new(),

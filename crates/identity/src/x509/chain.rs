@@ -125,7 +125,7 @@ fn check_leaf(leaf: &Certificate, now: Timestamp) -> Result<SpiffeId, ChainError
     Ok(id)
 }
 
-fn check_times(certificate: &Certificate, now: Timestamp) -> Result<(), ChainError> {
+pub(super) fn check_times(certificate: &Certificate, now: Timestamp) -> Result<(), ChainError> {
     if let Some(oid) = &certificate.unknown_critical {
         return Err(ChainError::CriticalExtension(oid.clone()));
     }
@@ -210,7 +210,7 @@ impl<'a> Search<'a> {
 }
 
 /// Whether every name of `certificate` is one that `signer` may vouch for (RFC 5280 section 4.2.1.10).
-fn within(signer: &Certificate, certificate: &Certificate) -> bool {
+pub(super) fn within(signer: &Certificate, certificate: &Certificate) -> bool {
     if signer.permitted.is_empty() && signer.excluded.is_empty() {
         return true;
     }

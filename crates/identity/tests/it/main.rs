@@ -24,4 +24,5 @@ mod rotation;
 mod selector;
 mod spiffe_id;
 mod support;
+mod x509_path;
 mod x509_svid;
