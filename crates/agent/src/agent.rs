@@ -260,9 +260,11 @@ async fn join(node: &Node, clock: &SharedClock, random: &SharedRandom) -> Result
             {
                 return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() });
             }
-            NodeError::Attestor(_) => return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() }),
+            NodeError::Attestor(_) if !error.may_pass() => {
+                return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() });
+            }
             NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) => return Err(error.into()),
-            NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) => {
+            NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) | NodeError::Attestor(_) => {
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
                 node.standing.failed(&error.to_string(), clock.now());
                 // Jitter: a rack that comes back after a power cut must not ask in step.

@@ -16,6 +16,8 @@ use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
 use countersign_transport::unix;
 use zeroize::Zeroizing;
 
+use crate::other_workload_api::OtherWorkloadApi;
+
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// SVIDs held for workloads by default, as in SPIRE.
 const CACHE_SIZE: usize = 1000;
@@ -280,14 +282,7 @@ fn read_plugins(mut plugins: Section, token: Option<Zeroizing<String>>) -> Resul
     })?;
     let [(name, block)] = attestors;
     let (block, data) = plugin_data(block)?;
-    let node_attestor: Arc<dyn AgentHalf> = match name.as_str() {
-        join_token::NAME => {
-            data.finish()?;
-            // Without a token the agent may still go on with the SVID it has.
-            Arc::new(join_token::Agent::new(token.unwrap_or_default()))
-        }
-        _ => return Err(node::unknown(&name, &block)),
-    };
+    let node_attestor = node::build_agent(&name, &block, data, token.unwrap_or_default(), Arc::new(OtherWorkloadApi))?;
 
     let mut workload_attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
     for (name, block) in plugins.labelled("WorkloadAttestor")? {

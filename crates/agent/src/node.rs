@@ -10,7 +10,7 @@ use countersign_identity::rotation::{next_renewal, renewal_after_start};
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
-use countersign_plugins::node::{AgentHalf, AttestError};
+use countersign_plugins::node::{AgentHalf, Answers, AttestError, Blame};
 use countersign_transport::client;
 use countersign_transport::client::ConnectError;
 use countersign_transport::clock::SharedClock;
@@ -65,6 +65,11 @@ pub enum NodeError {
 impl NodeError {
     pub(crate) fn server(status: Status) -> Self {
         Self::Server(Box::new(status))
+    }
+
+    /// Whether the node may be able to prove itself later: its files are just being replaced, say.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Attestor(error) if error.blame == Blame::Failed)
     }
 }
 
@@ -210,13 +215,16 @@ impl Node {
     async fn prove(&self, held: Option<&NodeSvid>, renewed: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
         let channel = self.connect(None).await?;
         // What the node has to show comes before the key: without a token nothing is overwritten.
-        let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: self.attestor.payload().await? };
+        let mut attempt = self.attestor.begin().await?;
+        let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: attempt.payload };
         let (slot, pair) = self.asking_key(held).await?;
         let csr = pair.request(None, &[])?;
         let params = attest_agent_request::Params { data: Some(data), params: Some(agent::AgentX509svidParams { csr }) };
-        let result = self.converse(channel.clone(), params).await?;
+        let result = Self::converse(channel.clone(), params, &mut *attempt.answers).await?;
         let chain = result.svid.map(|s| s.cert_chain).unwrap_or_default();
         let svid = Arc::new(self.svid(chain, pair, result.reattestable, slot)?);
+        // A node with another certificate may be another agent: what was followed for the one before is not for it.
+        let renewed = renewed.filter(|before| before.id == svid.id);
         // On disk before anything else: a one-time token has been spent for it.
         self.keep(&svid, renewed)?;
         *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -276,7 +284,11 @@ impl Node {
         Ok(leaf.and_then(|leaf| SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))))
     }
 
-    async fn converse(&self, channel: Channel, params: attest_agent_request::Params) -> Result<attest_agent_response::Result, NodeError> {
+    async fn converse(
+        channel: Channel,
+        params: attest_agent_request::Params,
+        answers_of_node: &mut dyn Answers,
+    ) -> Result<attest_agent_response::Result, NodeError> {
         let (out, requests) = mpsc::channel(1);
         let step = |step| agent::AttestAgentRequest { step: Some(step) };
         let gone = || NodeError::Answer("the server ended the attestation early".to_owned());
@@ -289,7 +301,7 @@ impl Node {
             match answer.step {
                 Some(attest_agent_response::Step::Result(result)) => return Ok(result),
                 Some(attest_agent_response::Step::Challenge(challenge)) => {
-                    let response = self.attestor.answer(&challenge).await?;
+                    let response = answers_of_node.answer(&challenge).await?;
                     out.send(step(attest_agent_request::Step::ChallengeResponse(response))).await.map_err(|_| gone())?;
                 }
                 None => return Err(gone()),
@@ -480,15 +492,9 @@ impl Node {
         found
     }
 
-    /// The command that gives a new token, for an agent that cannot attest again by itself.
+    /// What to do for an agent that cannot attest again by itself.
     pub(crate) fn how_to_join(&self) -> String {
-        match self.attestor.name() {
-            "join_token" => {
-                "get a new token with `countersign token generate` on the server, put it into join_token_file, and start the agent again"
-                    .to_owned()
-            }
-            name => format!("check the configuration of node attestor `{name}` and start the agent again"),
-        }
+        self.attestor.how_to_join()
     }
 }
 

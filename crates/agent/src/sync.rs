@@ -236,7 +236,7 @@ impl Sync {
                     self.forget();
                     return Err(Stop::MustJoinAgain(format!("{} ({why}); {}", status.message(), self.node.how_to_join())));
                 }
-                Err(error @ (NodeError::Attestor(_) | NodeError::State(_) | NodeError::Bootstrap(_))) => {
+                Err(error @ (NodeError::Attestor(_) | NodeError::State(_) | NodeError::Bootstrap(_))) if !error.may_pass() => {
                     tracing::error!(%error, "Agent failed re-attestation; removing SVID and shutting down");
                     self.forget();
                     return Err(Stop::MustJoinAgain(format!("{error} ({why}); {}", self.node.how_to_join())));
@@ -377,13 +377,21 @@ impl Sync {
         match self.node.renew(svid).await {
             Ok(renewed) => {
                 // What is followed stays. Its file is bound to both serial numbers, and from the next writing on to the new one.
+                // Another agent is told everything anew: a node whose certificate was replaced may be one.
+                if renewed.id != svid.id {
+                    tracing::warn!(before = %svid.id, now = %renewed.id, "Re-attestation made the node another agent");
+                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = None;
+                }
                 self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(renewed);
                 self.dirty.notify_one();
                 Renewal::Done
             }
             Err(NodeError::Server(status)) if status.code() == Code::PermissionDenied => match ended(&status) {
                 Ended::Refused(reason) => Renewal::Refused(reason),
-                _ => Renewal::Failed,
+                _ => {
+                    tracing::error!(error = status.message(), hint = self.node.how_to_join(), "Could not rotate agent SVID");
+                    Renewal::Failed
+                }
             },
             Err(error) => {
                 tracing::error!(%error, "Could not rotate agent SVID");

@@ -1,16 +1,19 @@
 //! Node attestors: how a machine proves to the server which one it is.
 
 pub mod join_token;
+pub mod path_template;
+pub mod x509pop;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use countersign_config::{ConfigError, Section};
-use countersign_identity::Selector;
+use countersign_identity::{Bundle, Selector, Timestamp, TrustDomain};
 
 use crate::Pending;
 
 /// Every built-in node attestor, by its configuration name, which is also its selector type and path segment.
-pub const ALL: &[&str] = &[join_token::NAME];
+pub const ALL: &[&str] = &[join_token::NAME, x509pop::NAME];
 
 /// Largest payload or answer of a node attestor; a TPM's with certificates has a few kilobytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -28,18 +31,59 @@ pub struct Attested {
     pub redeem: Option<[u8; 32]>,
 }
 
-/// Why a node was not attested. The text goes to the node.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AttestError {
+/// Whose fault it is that a node was not attested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
     /// What it sent is malformed or does not prove anything.
-    #[error("{0}")]
-    Invalid(String),
-    /// It proved who it is, and that one may not join.
-    #[error("{0}")]
-    Denied(String),
+    Invalid,
+    /// It may not join.
+    Denied,
+    /// The attestor could not decide; it may at another time.
+    Failed,
+}
+
+/// Why a node was not attested, in two texts: one for the node, which tells no secrets, one for the operator's log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{told}")]
+pub struct AttestError {
+    /// Whose fault it is.
+    pub blame: Blame,
+    told: String,
+    detail: Option<String>,
+}
+
+impl AttestError {
+    /// What the node sent is malformed or does not prove anything.
+    pub fn invalid(told: impl Into<String>) -> Self {
+        Self { blame: Blame::Invalid, told: told.into(), detail: None }
+    }
+
+    /// The node may not join.
+    pub fn denied(told: impl Into<String>) -> Self {
+        Self { blame: Blame::Denied, told: told.into(), detail: None }
+    }
+
     /// The attestor could not decide.
-    #[error("{0}")]
-    Failed(String),
+    pub fn failed(told: impl Into<String>) -> Self {
+        Self { blame: Blame::Failed, told: told.into(), detail: None }
+    }
+
+    /// With what only the operator may read.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// The text for the node.
+    pub fn told(&self) -> &str {
+        &self.told
+    }
+
+    /// What only the operator may read.
+    pub fn operator_detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
 }
 
 /// The exchange of challenges with a node that attests.
@@ -48,13 +92,51 @@ pub trait Conversation: Send {
     fn challenge(&mut self, challenge: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>>;
 }
 
+/// What the server knows about an attempt besides what the node says.
+#[derive(Debug, Clone)]
+pub struct Circumstances {
+    /// The trust domain to be joined.
+    pub trust_domain: TrustDomain,
+    /// Its bundle; `None` before it has one.
+    pub bundle: Option<Arc<Bundle>>,
+    /// The time.
+    pub now: Timestamp,
+    /// Where the node calls from; `None` on a local socket.
+    pub address: Option<IpAddr>,
+}
+
 /// The server's half.
 pub trait ServerHalf: Send + Sync {
     /// Its configuration name.
     fn name(&self) -> &'static str;
 
     /// Checks a payload, with challenges if it needs them.
-    fn attest<'a>(&'a self, payload: &'a [u8], conversation: &'a mut dyn Conversation) -> Pending<'a, Result<Attested, AttestError>>;
+    fn attest<'a>(
+        &'a self,
+        payload: &'a [u8],
+        circumstances: &'a Circumstances,
+        conversation: &'a mut dyn Conversation,
+    ) -> Pending<'a, Result<Attested, AttestError>>;
+}
+
+/// One attempt of a node to prove itself.
+pub struct Attempt {
+    /// What it sends first.
+    pub payload: Vec<u8>,
+    /// Who answers the challenges.
+    pub answers: Box<dyn Answers>,
+}
+
+impl std::fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Attempt")
+    }
+}
+
+/// Answers the challenges of one attempt, with the evidence that it began with.
+pub trait Answers: Send {
+    /// Its answer to a challenge.
+    fn answer<'a>(&'a mut self, challenge: &'a [u8]) -> Pending<'a, Result<Vec<u8>, AttestError>>;
 }
 
 /// The agent's half.
@@ -62,11 +144,11 @@ pub trait AgentHalf: Send + Sync {
     /// Its configuration name.
     fn name(&self) -> &'static str;
 
-    /// What it sends first.
-    fn payload(&self) -> Pending<'_, Result<Vec<u8>, AttestError>>;
+    /// Begins an attempt. An error of the blame `Failed` is worth another attempt later.
+    fn begin(&self) -> Pending<'_, Result<Attempt, AttestError>>;
 
-    /// Its answer to a challenge.
-    fn answer<'a>(&'a self, challenge: &'a [u8]) -> Pending<'a, Result<Vec<u8>, AttestError>>;
+    /// What to do when the server refuses the node.
+    fn how_to_join(&self) -> String;
 }
 
 /// Makes the server's half of this name from its `plugin_data`.
@@ -79,13 +161,35 @@ pub fn build_server(name: &str, block: &Section, data: Section) -> Result<Arc<dy
             data.finish()?;
             Ok(Arc::new(join_token::Server))
         }
+        x509pop::NAME => Ok(Arc::new(x509pop::Server::read(block, data)?)),
+        _ => Err(unknown(name, block)),
+    }
+}
+
+/// Makes the agent's half of this name from its `plugin_data`. The join token is in the `agent` block, as in SPIRE; SVIDs of
+/// another Workload API are fetched by the agent.
+///
+/// # Errors
+/// Unknown, or a wrong setting.
+pub fn build_agent(
+    name: &str,
+    block: &Section,
+    data: Section,
+    token: zeroize::Zeroizing<String>,
+    svids: Arc<dyn x509pop::SvidSource>,
+) -> Result<Arc<dyn AgentHalf>, ConfigError> {
+    match name {
+        join_token::NAME => {
+            data.finish()?;
+            // Without a token the agent may still go on with the SVID it has.
+            Ok(Arc::new(join_token::Agent::new(token)))
+        }
+        x509pop::NAME => Ok(Arc::new(x509pop::Agent::read(block, data, svids)?)),
         _ => Err(unknown(name, block)),
     }
 }
 
 /// The error for a name that is not in the list.
-pub fn unknown(name: &str, block: &Section) -> ConfigError {
-    block
-        .error(format!("there is no built-in NodeAttestor `{name}`"))
-        .hint(format!("built-in are {}; others come later, join nodes with a token meanwhile", ALL.join(", ")))
+fn unknown(name: &str, block: &Section) -> ConfigError {
+    block.error(format!("there is no built-in NodeAttestor `{name}`")).hint(format!("built-in are {}; others come later", ALL.join(", ")))
 }

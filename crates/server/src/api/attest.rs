@@ -12,7 +12,7 @@ use countersign_identity::csr::Csr;
 use countersign_identity::{Entry, Selector, SpiffeId, Timestamp, selector};
 use countersign_plugins::Pending;
 use countersign_plugins::keys::sha256;
-use countersign_plugins::node::{AttestError, Attested, Conversation, MESSAGE_BYTES_MAX, join_token};
+use countersign_plugins::node::{AttestError, Attested, Blame, Circumstances, Conversation, MESSAGE_BYTES_MAX, join_token};
 use countersign_store::{Change, Draft, Node, Snapshot, StoreError};
 use countersign_wire::agent::{AttestAgentRequest, AttestAgentResponse, attest_agent_request, attest_agent_response};
 use countersign_wire::{id, types};
@@ -49,12 +49,12 @@ pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAg
         let mut exchange = Exchange { messages, out: out.clone() };
         let last = match attest(&api, &caller, &mut exchange).await {
             Ok(result) => Ok(AttestAgentResponse { step: Some(attest_agent_response::Step::Result(result)) }),
-            Err(status) => {
+            Err(Refused { status, detail }) => {
                 // Strangers can ask as often as they like: some lines a minute are written, the others counted.
                 if api.lines.admit(&About::FailedAttestations) {
-                    tracing::warn!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                    tracing::warn!(caller = %caller.actor(), error = status.message(), detail, "Agent attestation failed");
                 } else {
-                    tracing::debug!(caller = %caller.actor(), error = status.message(), "Agent attestation failed");
+                    tracing::debug!(caller = %caller.actor(), error = status.message(), detail, "Agent attestation failed");
                 }
                 api.metrics.refused("attestation");
                 Err(status)
@@ -64,6 +64,30 @@ pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAg
     });
     let first = answers.recv().await.unwrap_or_else(|| Err(Status::unavailable("the server is shutting down")))?;
     Ok(Box::pin(tokio_stream::once(Ok(first)).chain(ReceiverStream::new(answers))))
+}
+
+/// Why a node was not attested: what it is told, and what only the operator may read.
+struct Refused {
+    status: Status,
+    detail: Option<String>,
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self { status, detail: None }
+    }
+}
+
+impl From<AttestError> for Refused {
+    fn from(error: AttestError) -> Self {
+        let told = format!("failed to attest: {}", error.told());
+        let status = match error.blame {
+            Blame::Invalid => Status::invalid_argument(told),
+            Blame::Denied => Status::permission_denied(told),
+            Blame::Failed => Status::internal(told),
+        };
+        Self { status, detail: error.operator_detail().map(str::to_owned) }
+    }
 }
 
 struct Exchange {
@@ -86,30 +110,30 @@ impl Conversation for Exchange {
     fn challenge(&mut self, challenge: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>> {
         Box::pin(async move {
             let message = AttestAgentResponse { step: Some(attest_agent_response::Step::Challenge(challenge)) };
-            self.out.send(Ok(message)).await.map_err(|_| AttestError::Failed("the node has gone".to_owned()))?;
-            match self.receive().await.map_err(|e| AttestError::Invalid(e.message().to_owned()))? {
+            self.out.send(Ok(message)).await.map_err(|_| AttestError::failed("the node has gone"))?;
+            match self.receive().await.map_err(|e| AttestError::invalid(e.message()))? {
                 attest_agent_request::Step::ChallengeResponse(answer) if answer.len() <= MESSAGE_BYTES_MAX => Ok(answer),
-                attest_agent_request::Step::ChallengeResponse(_) => Err(AttestError::Invalid("the answer is too long".to_owned())),
-                attest_agent_request::Step::Params(_) => Err(AttestError::Invalid("expected the answer to a challenge".to_owned())),
+                attest_agent_request::Step::ChallengeResponse(_) => Err(AttestError::invalid("the answer is too long")),
+                attest_agent_request::Step::Params(_) => Err(AttestError::invalid("expected the answer to a challenge")),
             }
         })
     }
 }
 
-async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<attest_agent_response::Result, Status> {
+async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<attest_agent_response::Result, Refused> {
     let attest_agent_request::Step::Params(params) = exchange.receive().await? else {
-        return Err(Status::invalid_argument("malformed param: missing params"));
+        return Err(Status::invalid_argument("malformed param: missing params").into());
     };
     let missing = |what: &str| Status::invalid_argument(format!("malformed param: missing {what}"));
     let data = params.data.ok_or_else(|| missing("attestation data"))?;
     if data.r#type.is_empty() {
-        return Err(missing("attestation data type"));
+        return Err(missing("attestation data type").into());
     }
     if data.payload.is_empty() {
-        return Err(missing("attestation data payload"));
+        return Err(missing("attestation data payload").into());
     }
     if data.payload.len() > MESSAGE_BYTES_MAX {
-        return Err(Status::invalid_argument("malformed param: the attestation data payload is too long"));
+        return Err(Status::invalid_argument("malformed param: the attestation data payload is too long").into());
     }
     let csr = params.params.map(|p| p.csr).filter(|csr| !csr.is_empty()).ok_or_else(|| missing("X509-SVID parameters"))?;
     let csr = Csr::parse(&csr).map_err(|e| Status::invalid_argument(format!("malformed CSR: {e}")))?;
@@ -119,11 +143,13 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
         Status::failed_precondition(format!("error getting node attestor: could not find node attestor type {kind:?}"))
     })?;
     let name = attestor.name();
-    let attested = attestor.attest(&data.payload, exchange).await.map_err(|e| match e {
-        AttestError::Invalid(text) => Status::invalid_argument(format!("failed to attest: {text}")),
-        AttestError::Denied(text) => Status::permission_denied(format!("failed to attest: {text}")),
-        AttestError::Failed(text) => Status::internal(format!("failed to attest: {text}")),
-    })?;
+    let circumstances = Circumstances {
+        trust_domain: api.trust_domain.clone(),
+        bundle: api.store.snapshot().bundle(api.trust_domain.name()).map(Arc::clone),
+        now: api.clock.now(),
+        address: caller.proof.address(),
+    };
+    let attested = attestor.attest(&data.payload, &circumstances, exchange).await?;
     let agent_id = api
         .trust_domain
         .with_path(&format!("/spire/agent{}", attested.path))
@@ -131,7 +157,7 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
     // In a task of its own: from the first durable step on it runs to its end, and what it did can be asked for again.
     let (api, caller) = (api.clone(), caller.clone());
     let admission = tokio::spawn(async move { admit(&api, &caller, name, agent_id, attested, csr).await });
-    admission.await.map_err(|_| Status::unavailable("the server is shutting down"))?
+    Ok(admission.await.map_err(|_| Status::unavailable("the server is shutting down"))??)
 }
 
 /// Issues the SVID and keeps the node.

@@ -2,7 +2,7 @@
 
 use countersign_identity::id::IdError;
 
-use super::{AgentHalf, AttestError, Attested, Conversation, ServerHalf};
+use super::{AgentHalf, Answers, Attempt, AttestError, Attested, Circumstances, Conversation, ServerHalf};
 use crate::Pending;
 use crate::keys::sha256;
 
@@ -39,9 +39,14 @@ impl ServerHalf for Server {
         NAME
     }
 
-    fn attest<'a>(&'a self, payload: &'a [u8], _: &'a mut dyn Conversation) -> Pending<'a, Result<Attested, AttestError>> {
+    fn attest<'a>(
+        &'a self,
+        payload: &'a [u8],
+        _: &'a Circumstances,
+        _: &'a mut dyn Conversation,
+    ) -> Pending<'a, Result<Attested, AttestError>> {
         Box::pin(async move {
-            let refuse = || AttestError::Invalid("join token does not exist or has already been used".to_owned());
+            let refuse = || AttestError::invalid("join token does not exist or has already been used");
             let token = std::str::from_utf8(payload).map_err(|_| refuse())?;
             check(token).map_err(|_| refuse())?;
             Ok(Attested { path: format!("/{NAME}/{token}"), selectors: Vec::new(), can_reattest: false, redeem: Some(hash(token)) })
@@ -72,16 +77,25 @@ impl AgentHalf for Agent {
         NAME
     }
 
-    fn payload(&self) -> Pending<'_, Result<Vec<u8>, AttestError>> {
+    fn begin(&self) -> Pending<'_, Result<Attempt, AttestError>> {
         Box::pin(async move {
             if self.token.is_empty() {
-                return Err(AttestError::Invalid("join token was not provided".to_owned()));
+                return Err(AttestError::invalid("join token was not provided"));
             }
-            Ok(self.token.as_bytes().to_vec())
+            Ok(Attempt { payload: self.token.as_bytes().to_vec(), answers: Box::new(NoAnswers) })
         })
     }
 
-    fn answer<'a>(&'a self, _: &'a [u8]) -> Pending<'a, Result<Vec<u8>, AttestError>> {
-        Box::pin(async { Err(AttestError::Failed("the server sent a challenge, join tokens have none".to_owned())) })
+    fn how_to_join(&self) -> String {
+        "get a new token with `countersign token generate` on the server, put it into join_token_file, and start the agent again".to_owned()
+    }
+}
+
+/// Nothing is asked about a token.
+struct NoAnswers;
+
+impl Answers for NoAnswers {
+    fn answer<'a>(&'a mut self, _: &'a [u8]) -> Pending<'a, Result<Vec<u8>, AttestError>> {
+        Box::pin(async { Err(AttestError::invalid("the server sent a challenge, join tokens have none")) })
     }
 }
