@@ -1,5 +1,7 @@
 //! Node attestors: how a machine proves to the server which one it is.
 
+#[cfg(test)]
+mod conformance;
 pub mod join_token;
 pub mod path_template;
 pub mod x509pop;
