@@ -32,6 +32,7 @@ pub struct Domain {
     /// The running server; `None` while it is stopped.
     pub server: Option<countersign_server::Running>,
     extra: String,
+    plugins: String,
     disk: Option<PowerLoss>,
     port: u16,
 }
@@ -98,7 +99,18 @@ impl Domain {
     /// It does not start.
     pub async fn start_on(disk: Option<PowerLoss>, clock: SharedClock, extra: &str) -> Result<Self, Anyhow> {
         let directory = tempfile::Builder::new().prefix("cs").tempdir()?;
-        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), disk, port: 0 };
+        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), plugins: String::new(), disk, port: 0 };
+        domain.start_server().await?;
+        Ok(domain)
+    }
+
+    /// As [`Domain::start_with`], with more blocks in `plugins`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start_with_plugins(clock: SharedClock, extra: &str, plugins: &str) -> Result<Self, Anyhow> {
+        let directory = tempfile::Builder::new().prefix("cs").tempdir()?;
+        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), plugins: plugins.to_owned(), disk: None, port: 0 };
         domain.start_server().await?;
         Ok(domain)
     }
@@ -122,9 +134,10 @@ impl Domain {
             "server {{\n trust_domain = \"example.org\"\n bind_address = \"127.0.0.1\"\n bind_port = {port}\n \
              socket_path = \"{dir}/server.sock\"\n data_dir = \"{dir}/server\"\n {ratelimit} {extra}\n}}\nplugins {{\n DataStore \"sql\" {{\n \
              plugin_data {{\n database_type = \"sqlite3\"\n connection_string = \"{dir}/server/store.sqlite3\"\n }}\n }}\n \
-             KeyManager \"disk\" {{\n plugin_data {{\n keys_path = \"{dir}/server/keys.json\"\n }}\n }}\n}}\n",
+             KeyManager \"disk\" {{\n plugin_data {{\n keys_path = \"{dir}/server/keys.json\"\n }}\n }}\n{plugins}\n}}\n",
             port = self.port,
-            extra = self.extra
+            extra = self.extra,
+            plugins = self.plugins
         )
     }
 

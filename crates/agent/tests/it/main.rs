@@ -37,3 +37,4 @@ mod support;
 mod survival;
 mod trust;
 mod x509_svid;
+mod x509pop;

@@ -231,15 +231,15 @@ thread_local! {
 
 /// The log of all tests here, of which each hears its own thread, where its server runs. One for each test would not do:
 /// whether a line is wanted is remembered for all threads by what the first one says.
-struct Log;
+pub struct Log;
 
 impl Log {
-    fn listen() {
+    pub fn listen() {
         let _ = tracing::subscriber::set_global_default(Self);
         LOGGED.set(Some(Vec::new()));
     }
 
-    fn count(level: &str, message: &str) -> usize {
+    pub fn count(level: &str, message: &str) -> usize {
         LOGGED.with_borrow(|lines| lines.iter().flatten().filter(|line| line.starts_with(level) && line.contains(message)).count())
     }
 }

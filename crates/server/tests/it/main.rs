@@ -33,3 +33,4 @@ mod refusals;
 mod rotation;
 mod services;
 mod world;
+mod x509pop;
