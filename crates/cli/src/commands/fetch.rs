@@ -10,8 +10,10 @@ use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiCli
 use countersign_wire::workload::{self as wire, X509svidResponse};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use super::mint::write_file;
+use super::watch::{self, Choice, Watch};
 use crate::client::{WorkloadSocket, workload_request};
 use crate::output::{self, Failure, Outcome, OutputArgs};
 
@@ -55,9 +57,13 @@ struct Common {
 pub(crate) struct FetchX509 {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    choice: Choice,
     /// Write svid.N.pem, svid.N.key (mode 0600) and bundle.N.pem into this directory
     #[arg(long, value_name = "DIRECTORY")]
     write: Option<PathBuf>,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 #[derive(Debug, Args)]
@@ -173,7 +179,17 @@ fn pem_chain(der: &[u8]) -> Result<(String, Vec<Certificate>), Failure> {
 }
 
 async fn fetch_x509(command: FetchX509) -> Outcome {
-    let answer = command.common.x509().await?;
+    if let Some(directory) = &command.write {
+        if command.watch.is_asked_for() {
+            return command.watch.run(command.common.socket, directory, command.choice).await;
+        }
+        if watch::is_kept(directory) {
+            let directory = directory.display();
+            return Err(Failure::new(format!("the files in `{directory}` are kept by --watch; write to another directory")));
+        }
+    }
+    let mut answer = command.common.x509().await?;
+    command.choice.apply(&mut answer.svids).map_err(Failure::new)?;
     let mut shown = format!("Received {}\n\n", output::count(answer.svids.len(), "svid", "svids"));
     for (index, svid) in answer.svids.iter().enumerate() {
         let (chain, certificates) = pem_chain(&svid.x509_svid)?;
@@ -191,7 +207,7 @@ async fn fetch_x509(command: FetchX509) -> Outcome {
             );
         }
         if let Some(directory) = &command.write {
-            let key = pem::write("PRIVATE KEY", &svid.x509_svid_key);
+            let key = Zeroizing::new(pem::write("PRIVATE KEY", &svid.x509_svid_key));
             shown += &written(directory, "SVID", index, &format!("svid.{index}.pem"), chain.as_bytes(), 0o644)?;
             shown += &written(directory, "key", index, &format!("svid.{index}.key"), key.as_bytes(), 0o600)?;
             shown += &written(directory, "bundle", index, &format!("bundle.{index}.pem"), bundle.as_bytes(), 0o644)?;

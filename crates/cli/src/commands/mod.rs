@@ -13,6 +13,7 @@ pub(crate) mod mint;
 mod show;
 pub(crate) mod store;
 pub(crate) mod token;
+mod watch;
 
 use clap::ValueEnum;
 use countersign_identity::{Selector, SpiffeId};
