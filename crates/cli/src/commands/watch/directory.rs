@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Timestamp, pem};
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::svids::Svid;
@@ -77,21 +77,25 @@ impl Directory {
     }
 
     /// Puts these SVIDs in the place of what is there. After an error the former files are whole and in place, or the new ones.
-    pub(super) fn replace(&mut self, svids: &[Svid]) -> Result<(), String> {
+    /// What is old and could not be removed is said by the answer; the next renewal tries again.
+    pub(super) fn replace(&mut self, svids: &[Svid]) -> Result<Option<String>, String> {
         self.hold_again()?;
         let directory = self.held.try_clone().map_err(|e| self.failed(&e))?;
-        let former = rustix::fs::readlinkat(&directory, CURRENT, Vec::new()).ok().and_then(|l| l.into_string().ok());
+        let former = current(&directory);
         let parts = parts(svids);
         let version = self.next_version().map_err(|e| self.failed(&e))?;
         let written = self.write_version(&directory, &version, &parts).and_then(|()| switch(&directory, &version, CURRENT));
         if let Err(error) = written {
-            // Half a version is no use, and on a full disk its room is.
-            let _ = std::fs::remove_dir_all(self.path.join(&version));
+            // Half a version is no use, and on a full disk its room is. But the last step may have failed after the switch.
+            if current(&directory).as_deref() != Some(&version) {
+                let _ = std::fs::remove_dir_all(self.path.join(&version));
+            }
             return Err(self.failed(&error));
         }
         let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
         self.link(&directory, &names).map_err(|e| self.failed(&e))?;
-        self.clean(&names, &[Some(version.as_str()), former.as_deref()]).map_err(|e| self.failed(&e))
+        let cleaned = self.clean(&names, &[Some(version.as_str()), former.as_deref()]);
+        Ok(cleaned.err().map(|e| format!("cannot remove old files from `{}`: {e}", self.path.display())))
     }
 
     fn failed(&self, error: &io::Error) -> String {
@@ -175,6 +179,11 @@ impl Directory {
     }
 }
 
+/// The version that is in place.
+fn current(directory: &OwnedFd) -> Option<String> {
+    rustix::fs::readlinkat(directory, CURRENT, Vec::new()).ok().and_then(|link| link.into_string().ok())
+}
+
 fn parts(svids: &[Svid]) -> Vec<(String, Part<'_>)> {
     let mut parts = Vec::new();
     for (index, svid) in svids.iter().enumerate() {
@@ -204,7 +213,7 @@ fn hold(path: &Path) -> Result<OwnedFd, String> {
     let failed = |e: Errno| format!("cannot open `{}`: {e}", path.display());
     let directory = rustix::fs::openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let stat = rustix::fs::fstat(&directory).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o002 != 0 {
+    if stat.st_mode & 0o002 != 0 {
         return Err(format!("everybody may write to `{}`, and so replace the files; take a directory of your own", path.display()));
     }
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {

@@ -189,7 +189,10 @@ impl Keeper {
         let now = self.clock.steady();
         let Some((svids, mut attempts)) = self.waiting.take_if(|(_, attempts)| attempts.at <= now) else { return };
         match self.directory.replace(&svids) {
-            Ok(()) => {
+            Ok(leftover) => {
+                if let Some(leftover) = leftover {
+                    self.say(&leftover);
+                }
                 if let Some(first) = svids.first() {
                     let (id, end) = (first.spiffe_id.clone(), first.not_after.rfc3339());
                     let others = if svids.len() > 1 { format!(" and {} more", svids.len() - 1) } else { String::new() };

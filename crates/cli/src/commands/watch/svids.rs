@@ -65,11 +65,12 @@ pub(super) fn read(message: wire::X509svidResponse, choice: &Choice) -> Result<V
         return Err(format!("the agent sent {} SVIDs, more than the {SVIDS_MAX} allowed", svids.len()));
     }
     choice.apply(&mut svids)?;
-    svids.into_iter().map(read_one).collect()
+    // All keys at once: none may stay in memory because another SVID is unusable.
+    let keys: Vec<_> = svids.iter_mut().map(|svid| Zeroizing::new(std::mem::take(&mut svid.x509_svid_key))).collect();
+    svids.into_iter().zip(keys).map(|(svid, key)| read_one(svid, &key)).collect()
 }
 
-fn read_one(svid: wire::X509svid) -> Result<Svid, String> {
-    let key = Zeroizing::new(svid.x509_svid_key);
+fn read_one(svid: wire::X509svid, key: &[u8]) -> Result<Svid, String> {
     let unusable = |what: &str, why: String| format!("the agent sent an unusable {what} for `{}`: {why}", svid.spiffe_id);
     let chain = Certificate::parse_concatenated(&svid.x509_svid).map_err(|e| unusable("certificate", e.to_string()))?;
     let bundle = Certificate::parse_concatenated(&svid.bundle).map_err(|e| unusable("bundle", e.to_string()))?;
@@ -77,7 +78,7 @@ fn read_one(svid: wire::X509svid) -> Result<Svid, String> {
     if bundle.is_empty() {
         return Err(unusable("bundle", "it is empty".to_owned()));
     }
-    let pair = KeyPair::from_pkcs8(&key).map_err(|e| unusable("key", e.to_string()))?;
+    let pair = KeyPair::from_pkcs8(key).map_err(|e| unusable("key", e.to_string()))?;
     if *pair.public_key() != leaf.public_key {
         return Err(unusable("key", "it is not the certificate's".to_owned()));
     }
@@ -86,7 +87,7 @@ fn read_one(svid: wire::X509svid) -> Result<Svid, String> {
         not_before: leaf.not_before,
         not_after: leaf.not_after,
         chain: text(&chain),
-        key: Zeroizing::new(pem::write("PRIVATE KEY", &key)),
+        key: Zeroizing::new(pem::write("PRIVATE KEY", key)),
         bundle: text(&bundle),
         spiffe_id: svid.spiffe_id,
     })
