@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::{Failure, run, say};
 
-/// Debian packages, with a program of each by which its presence is known.
+/// Debian packages, with a program or file of each by which its presence is known.
 const DEBIAN: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
@@ -17,7 +17,11 @@ const DEBIAN: &[(&str, &str)] = &[
     ("maven", "mvn"),
     ("nodejs", "node"),
     ("npm", "npm"),
+    ("nginx", "nginx"),
+    ("libnginx-mod-http-js", "/usr/lib/nginx/modules/ngx_http_js_module.so"),
 ];
+/// What Debian asks whether a daemon may be started when its package is installed.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
@@ -50,7 +54,37 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
 }
 
 fn has(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(program).is_file()))
+    let mut directories: Vec<PathBuf> = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    // Where programs are that users seldom start, so that it is in no user's path.
+    directories.push(PathBuf::from("/usr/sbin"));
+    directories.iter().any(|directory| directory.join(program).is_file())
+}
+
+/// As long as it lives, packages that are installed start no daemon: the tests start their own, on free ports, and the
+/// machine's ports are the user's.
+struct NoDaemons {
+    is_ours: bool,
+}
+
+impl NoDaemons {
+    fn begin() -> Result<Self, Failure> {
+        use std::os::unix::fs::PermissionsExt as _;
+        if Path::new(POLICY).exists() {
+            return Ok(Self { is_ours: false });
+        }
+        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+        let policy = Self { is_ours: true };
+        std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _ = std::fs::remove_file(POLICY);
+        }
+    }
 }
 
 /// Installs missing Debian packages as root; otherwise says the one command that does.
@@ -69,6 +103,7 @@ fn debian() -> Result<(), Failure> {
     run("apt-get", &["update"], &[])?;
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(missing);
+    let _policy = NoDaemons::begin()?;
     run("apt-get", &arguments, &[])
 }
 
