@@ -19,7 +19,11 @@ const DEBIAN: &[(&str, &str)] = &[
     ("npm", "npm"),
     ("nginx", "nginx"),
     ("libnginx-mod-http-js", "/usr/lib/nginx/modules/ngx_http_js_module.so"),
+    ("postgresql", "postgres"),
+    ("postgresql-client", "psql"),
 ];
+/// Where Debian keeps PostgreSQL's programs, each version in a directory of its own.
+const POSTGRESQL: &str = "/usr/lib/postgresql";
 /// What Debian asks whether a daemon may be started when its package is installed.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -57,6 +61,8 @@ fn has(program: &str) -> bool {
     let mut directories: Vec<PathBuf> = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
     // Where programs are that users seldom start, so that it is in no user's path.
     directories.push(PathBuf::from("/usr/sbin"));
+    let versions = std::fs::read_dir(POSTGRESQL).into_iter().flatten().flatten();
+    directories.extend(versions.map(|version| version.path().join("bin")));
     directories.iter().any(|directory| directory.join(program).is_file())
 }
 

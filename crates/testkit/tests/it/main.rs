@@ -17,6 +17,7 @@ mod explain;
 mod journey;
 mod kept;
 mod nginx;
+mod postgresql;
 mod simulation;
 mod support;
 mod up;
