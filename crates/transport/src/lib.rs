@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod files;
 pub mod limits;
+pub mod mutual;
 pub mod observe;
 #[allow(unsafe_code, reason = "the one module that asks the kernel for SO_PEERPIDFD, which no library wraps")]
 pub mod peer;

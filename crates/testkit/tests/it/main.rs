@@ -16,6 +16,7 @@ mod crash;
 mod explain;
 mod journey;
 mod kept;
+mod mutual;
 mod nginx;
 mod postgresql;
 mod simulation;
