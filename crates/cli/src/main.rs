@@ -1,6 +1,7 @@
 //! The binary `countersign`: assembles the roles, and is a client of the same API like any other.
 
 mod client;
+mod colour;
 mod commands;
 mod logging;
 mod output;
@@ -19,6 +20,9 @@ use commands::{agent, bundle, entry, explain, fetch, health, journal, logger, mi
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// When output has colours
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: colour::When,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,9 +76,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Nobody but root may read our memory: it holds keys.
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    let arguments = Arguments::parse();
+    colour::When::ahead(std::env::args_os()).apply();
+    let demo_program = up::DemoProgram::from_arguments();
+    // Nobody but root may read our memory: it holds keys. An agent cannot see then which program we are, and by that it knows
+    // the programs of the demo.
+    if demo_program.is_none() {
+        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -83,7 +91,10 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
-        match arguments.command {
+        if let Some(program) = demo_program {
+            return program.run().await;
+        }
+        match Arguments::parse().command {
             Command::Up(command) => command.run().await,
             Command::Server(command) => command.run().await,
             Command::Agent(command) => command.run().await,

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::io::Write as _;
 
+use anstyle::AnsiColor;
 use clap::ValueEnum;
 use serde_json::Value;
+
+use crate::colour;
 
 /// What a command failed with: a sentence for whoever typed it, and the exit code.
 #[derive(Debug)]
@@ -105,7 +108,7 @@ pub(crate) fn note(text: &str) {
 
 /// An error on standard error.
 pub(crate) fn error(text: &str) {
-    note(&format!("Error: {text}"));
+    note(&format!("{} {text}", colour::paint_error(AnsiColor::Red.on_default().bold(), "Error:")));
 }
 
 /// Lines of `label : value`, labels padded to the same width.

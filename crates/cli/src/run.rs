@@ -146,7 +146,7 @@ pub(crate) async fn run_agent(config: &countersign_agent::Config) -> Outcome {
 }
 
 /// A child of `up` ends with it, however that ended.
-fn end_with_parent() {
+pub(crate) fn end_with_parent() {
     let Some(parent) = std::env::var(CHILD_OF).ok().and_then(|p| p.parse::<i32>().ok()) else { return };
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
     // It may have ended before the signal was asked for.

@@ -114,11 +114,25 @@ impl Children {
 
     /// Why a part has ended, if one has.
     pub(crate) fn ended(&mut self) -> Option<Failure> {
-        let roles = [(&mut self.server, "server"), (&mut self.agent, "agent")];
-        roles.into_iter().find_map(|(part, role)| {
-            let part = part.as_mut()?;
-            matches!(part.child.try_wait(), Ok(Some(_))).then(|| part.why(role))
-        })
+        self.server_ended().or_else(|| Self::ended_one(self.agent.as_mut(), "agent"))
+    }
+
+    /// Why the server has ended, if it has.
+    pub(crate) fn server_ended(&mut self) -> Option<Failure> {
+        Self::ended_one(self.server.as_mut(), "server")
+    }
+
+    fn ended_one(part: Option<&mut Part>, role: &str) -> Option<Failure> {
+        let part = part?;
+        matches!(part.child.try_wait(), Ok(Some(_))).then(|| part.why(role))
+    }
+
+    /// Returns when the agent has ended, with what it said last.
+    pub(crate) async fn agent_end(&mut self) -> Failure {
+        let Some(agent) = &mut self.agent else { return Failure::new("the agent was not started") };
+        let _ = agent.child.wait().await;
+        agent.last_words().await;
+        agent.why("agent")
     }
 
     /// Stops the agent, then the server.
@@ -132,8 +146,7 @@ impl Children {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(Some(_)) = part.child.try_wait() {
-                // What it said last may still be on its way.
-                sleep(Duration::from_millis(100)).await;
+                part.last_words().await;
                 return Err(part.why(role));
             }
             if socket.exists()
@@ -151,6 +164,11 @@ impl Children {
 }
 
 impl Part {
+    /// What it said last may still be on its way when it has ended.
+    async fn last_words(&self) {
+        sleep(Duration::from_millis(100)).await;
+    }
+
     fn why(&self, role: &str) -> Failure {
         let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Failure::new(format!("the {role} ended: {}", last.as_deref().unwrap_or("see its log")))

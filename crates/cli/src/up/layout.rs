@@ -22,6 +22,8 @@ pub(crate) struct Layout {
     /// Whether the trust domain is new.
     pub(crate) is_new: bool,
     port: u16,
+    /// Whether the agent finds out which programs its callers run.
+    discovers_programs: bool,
     /// Held for as long as the directory is in use.
     _lock: Arc<File>,
 }
@@ -57,7 +59,13 @@ impl Layout {
             Err(e) => return Err(failed(e)),
         };
         let port = choose_port(&directory.join("port")).map_err(failed)?;
-        Ok(Self { directory, trust_domain, is_new, port, _lock: Arc::new(lock) })
+        Ok(Self { directory, trust_domain, is_new, port, discovers_programs: false, _lock: Arc::new(lock) })
+    }
+
+    /// The same, with an agent that tells its callers apart by the programs they run.
+    pub(crate) fn with_programs_discovered(mut self) -> Self {
+        self.discovers_programs = true;
+        self
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -152,6 +160,9 @@ plugins {{
         let (dir, td) = (self.directory.display(), &self.trust_domain);
         self.link_agent_socket()?;
         self.write("join-token", &format!("{token}\n"))?;
+        // By path alone: hashing a large program at each call would say nothing more here.
+        let discovery =
+            if self.discovers_programs { "\n      discover_workload_path = true\n      workload_size_limit = -1\n    " } else { "" };
         let text = format!(
             r#"# Written by `countersign up` at each start.
 agent {{
@@ -176,7 +187,7 @@ plugins {{
     plugin_data {{}}
   }}
   WorkloadAttestor "unix" {{
-    plugin_data {{}}
+    plugin_data {{{discovery}}}
   }}
 }}
 "#,

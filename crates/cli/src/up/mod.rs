@@ -2,6 +2,7 @@
 //! and an agent with configuration files, a bundle file, mutual TLS and Unix sockets between them.
 
 mod children;
+mod demo;
 mod layout;
 mod story;
 
@@ -10,8 +11,10 @@ use std::time::Instant;
 
 use clap::Args;
 use countersign_identity::TrustDomain;
+use tonic::transport::Channel;
 
 pub(crate) use children::Children;
+pub(crate) use demo::DemoProgram;
 pub(crate) use layout::Layout;
 
 use crate::client::default_directory;
@@ -27,10 +30,16 @@ pub(crate) struct Up {
     /// Name of the trust domain, when it is created
     #[arg(long, value_name = "NAME", default_value = "example.org")]
     trust_domain: TrustDomain,
+    /// Show in half a minute what it is all about, in a trust domain of its own that is removed at the end
+    #[arg(long)]
+    demo: bool,
 }
 
 impl Up {
     pub(crate) async fn run(self) -> Outcome {
+        if self.demo {
+            return demo::run(self.dir.as_deref(), &self.trust_domain).await;
+        }
         let begun = Instant::now();
         let layout = Layout::open(&self.dir.unwrap_or_else(default_directory), &self.trust_domain)?;
         let stopped = stop_signal()?;
@@ -82,8 +91,8 @@ pub(crate) struct You {
     pub(crate) agent_joined: String,
 }
 
-/// From nothing, or from what a former run left behind however long ago, to an identity that is served.
-pub(crate) async fn bring_up(layout: &Layout, parts: &mut impl Parts) -> Result<You, Failure> {
+/// Starts the server, and leaves everything ready for the agent.
+async fn raise_server(layout: &Layout, parts: &mut impl Parts) -> Result<Channel, Failure> {
     layout.write_server_configuration()?;
     parts.server().await?;
     let server = countersign_transport::client::unix(&layout.server_socket()).await.map_err(|e| Failure::new(e.to_string()))?;
@@ -92,6 +101,12 @@ pub(crate) async fn bring_up(layout: &Layout, parts: &mut impl Parts) -> Result<
     // A token is made at each start: the agent uses it only if it has no identity that still counts.
     let token = story::make_token(server.clone(), layout).await?;
     layout.write_agent_configuration(&token)?;
+    Ok(server)
+}
+
+/// From nothing, or from what a former run left behind however long ago, to an identity that is served.
+pub(crate) async fn bring_up(layout: &Layout, parts: &mut impl Parts) -> Result<You, Failure> {
+    let server = raise_server(layout, parts).await?;
     let (spiffe_id, selector, created) = story::register_user(server.clone(), layout).await?;
     parts.agent().await?;
     story::first_svid(layout).await?;

@@ -136,7 +136,7 @@ Events follow; Ctrl-C stops everything and keeps it for the next time.
 }
 
 /// The program as the user can call it again.
-fn program() -> String {
+pub(super) fn program() -> String {
     let called = std::env::args().next().unwrap_or_default();
     let current = std::env::current_exe().ok();
     let on_path = std::env::var_os("PATH")

@@ -13,6 +13,7 @@
 mod clients;
 mod commands;
 mod crash;
+mod demo;
 mod explain;
 mod journey;
 mod kept;
