@@ -69,6 +69,8 @@ pub(crate) enum Form {
     Table,
     /// For programs; proto field names, 64-bit integers as strings.
     Json,
+    /// The same as JSON has, in YAML.
+    Yaml,
 }
 
 /// The option every command with a result has.
@@ -84,9 +86,17 @@ impl OutputArgs {
     pub(crate) fn show(self, json: impl FnOnce() -> Value, table: impl FnOnce() -> String) {
         match self.output {
             Form::Json => line(&json().to_string()),
+            Form::Yaml => text(&yaml(&json())),
             Form::Table => text(&table()),
         }
     }
+}
+
+/// A value as YAML. Texts stay on one line: what is in them may have come from anywhere.
+fn yaml(value: &Value) -> String {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    // JSON is YAML too.
+    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|_| format!("{value}\n"))
 }
 
 /// A line on standard output.
@@ -146,3 +156,6 @@ pub(crate) fn count(n: usize, one: &str, many: &str) -> String {
 pub(crate) fn time(secs: i64) -> String {
     countersign_identity::Timestamp::from_secs(secs).rfc3339()
 }
+
+#[cfg(test)]
+mod tests;

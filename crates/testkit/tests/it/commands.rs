@@ -192,3 +192,42 @@ fn a_question_to_the_journal_that_finds_nothing_or_not_all_says_so() {
     assert!(said(&backwards).contains("is not after"));
     up.stop();
 }
+
+#[test]
+fn yaml_says_what_json_says_command_by_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let up = Up::start(directory.path());
+    for command in [
+        &["entry", "show"][..],
+        &["entry", "count"],
+        &["agent", "list"],
+        &["agent", "count"],
+        &["bundle", "count"],
+        &["log", "issued", "--id", "spiffe://example.org/spire/server"],
+        &["logger", "get"],
+        &["whoami"],
+        &["fetch", "bundle"],
+    ] {
+        let yaml = up.ok(&[command, &["--output", "yaml"]].concat());
+        let text = std::str::from_utf8(yaml.as_bytes()).unwrap();
+        let documents = yaml_rust2::YamlLoader::load_from_str(text).unwrap_or_else(|e| panic!("{command:?}: {e}: {text}"));
+        assert_eq!(documents.len(), 1, "{command:?}");
+        assert_eq!(as_json(&documents[0]), up.json(command), "{command:?}");
+    }
+    up.stop();
+}
+
+fn as_json(yaml: &yaml_rust2::Yaml) -> serde_json::Value {
+    use yaml_rust2::Yaml;
+    match yaml {
+        Yaml::Null => serde_json::Value::Null,
+        Yaml::Boolean(b) => (*b).into(),
+        Yaml::Integer(n) => (*n).into(),
+        Yaml::String(text) => text.clone().into(),
+        Yaml::Array(items) => items.iter().map(as_json).collect(),
+        Yaml::Hash(members) => {
+            members.iter().map(|(k, v)| (k.as_str().unwrap().to_owned(), as_json(v))).collect::<serde_json::Map<_, _>>().into()
+        }
+        other => panic!("{other:?}"),
+    }
+}
