@@ -5,6 +5,7 @@ mod colour;
 mod commands;
 mod logging;
 mod output;
+mod progress;
 mod run;
 mod up;
 

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use super::{MatchOn, selector_match, show};
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
+use crate::progress::Progress;
 use crate::run::{AgentDefault, Configured, run_agent};
 
 /// Agents asked for in one page.
@@ -136,11 +137,13 @@ pub(crate) async fn all(
     client: &mut AgentClient<Channel>,
     filter: Option<list_agents_request::Filter>,
 ) -> Result<Vec<types::Agent>, Failure> {
+    let progress = Progress::counting("reading agents");
     let mut agents = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = agent::ListAgentsRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
         let page = client.list_agents(request).await?.into_inner();
+        progress.advance(page.agents.len());
         agents.extend(page.agents);
         page_token = page.next_page_token;
         // A page may be shorter than asked for; the last one has no token.
@@ -208,7 +211,9 @@ async fn purge(command: Purge) -> Outcome {
         shown += if command.dry_run { "Agents that can be purged:\n" } else { "Agents purged:\n" };
     }
     let mut failed = false;
+    let progress = Progress::of("evicting agents", ended.len());
     for agent in &ended {
+        progress.advance(1);
         let name = show::spiffe_id(agent.id.as_ref());
         let mut error = String::new();
         if !command.dry_run
@@ -216,12 +221,13 @@ async fn purge(command: Purge) -> Outcome {
         {
             failed = true;
             status.message().clone_into(&mut error);
-            output::note(&format!("Could not purge {name}: {error}"));
+            progress.aside(|| output::note(&format!("Could not purge {name}: {error}")));
         } else {
             shown += &format!("SPIFFE ID         : {name}\n");
         }
         rows.push(json!({"agent_id": name, "deleted": !command.dry_run && error.is_empty(), "error": error}));
     }
+    drop(progress);
     command.output.show(|| json!({"expired_agents": rows}), || shown);
     if failed { Err(Failure::new("failed to purge one or more agents")) } else { Ok(()) }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
+use crate::progress::Progress;
 
 /// Bundles asked for in one page.
 const PAGE: i32 = 100;
@@ -144,13 +145,16 @@ async fn list(command: List) -> Outcome {
         output::text(&render(&client.get_federated_bundle(request).await?.into_inner(), command.format)?);
         return Ok(());
     }
+    let progress = Progress::counting("reading bundles");
     let mut page_token = String::new();
     loop {
         let request = bundle_api::ListFederatedBundlesRequest { output_mask: None, page_size: PAGE, page_token };
         let page = client.list_federated_bundles(request).await?.into_inner();
         for found in page.bundles {
             let stars = "****************************************";
-            output::text(&format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?));
+            let text = format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?);
+            progress.aside(|| output::text(&text));
+            progress.advance(1);
         }
         page_token = page.next_page_token;
         if page_token.is_empty() {

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use super::{MatchOn, optional_id, selector_match, show};
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
+use crate::progress::Progress;
 
 /// Entries asked for in one page.
 const PAGE: i32 = 500;
@@ -258,15 +259,22 @@ async fn create(command: Create) -> Outcome {
         Some(path) => read_entries(path)?,
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
+    let progress = Progress::of("creating entries", entries.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
     let mut results = Vec::new();
     for batch in batches(&entries) {
+        let size = batch.len();
         let request = entry_api::BatchCreateEntryRequest { entries: batch, output_mask: None };
         match client.batch_create_entry(request).await {
             Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
-            Err(status) => return cut_short(command.output, "create", entries, results, status),
+            Err(status) => {
+                drop(progress);
+                return cut_short(command.output, "create", entries, results, status);
+            }
         }
+        progress.advance(size);
     }
+    drop(progress);
     report(command.output, "create", entries, results)
 }
 
@@ -275,15 +283,22 @@ async fn update(command: Update) -> Outcome {
         Some(path) => read_entries(path)?,
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
+    let progress = Progress::of("updating entries", entries.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
     let mut results = Vec::new();
     for batch in batches(&entries) {
+        let size = batch.len();
         let request = entry_api::BatchUpdateEntryRequest { entries: batch, input_mask: None, output_mask: None };
         match client.batch_update_entry(request).await {
             Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
-            Err(status) => return cut_short(command.output, "update", entries, results, status),
+            Err(status) => {
+                drop(progress);
+                return cut_short(command.output, "update", entries, results, status);
+            }
         }
+        progress.advance(size);
     }
+    drop(progress);
     report(command.output, "update", entries, results)
 }
 
@@ -345,6 +360,7 @@ async fn delete(command: Delete) -> Outcome {
         let listed = value.get("ids").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `ids` list"))?;
         ids.extend(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)));
     }
+    let progress = Progress::of("deleting entries", ids.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
     let mut results = Vec::new();
     let mut ended = Ok(());
@@ -357,7 +373,9 @@ async fn delete(command: Delete) -> Outcome {
                 break;
             }
         }
+        progress.advance(batch.len());
     }
+    drop(progress);
     let mut failed = false;
     let mut shown = String::new();
     let mut rows = Vec::new();
@@ -395,11 +413,13 @@ async fn show_entries(command: Show) -> Outcome {
 }
 
 async fn list(client: &mut EntryClient<Channel>, filter: Option<list_entries_request::Filter>) -> Result<Vec<types::Entry>, Failure> {
+    let progress = Progress::counting("reading entries");
     let mut entries = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = entry_api::ListEntriesRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
         let page = client.list_entries(request).await?.into_inner();
+        progress.advance(page.entries.len());
         entries.extend(page.entries);
         page_token = page.next_page_token;
         // A page may be shorter than asked for; the last one has no token.

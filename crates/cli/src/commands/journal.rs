@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::client::ServerSocket;
 use crate::output::{self, Block, Failure, Outcome, OutputArgs};
+use crate::progress::Progress;
 
 /// `countersign log …`
 #[derive(Debug, Subcommand)]
@@ -62,16 +63,21 @@ impl Log {
             until: span.1,
             limit: command.limit,
         };
+        let progress = Progress::counting("searching the journal");
         let mut records = Vec::new();
         let mut stream = JournalClient::new(command.socket.connect().await?).issued(request).await?.into_inner();
         // What came before an error is shown all the same: of a damaged journal, the records that can be read.
         let ended = loop {
             match stream.message().await {
-                Ok(Some(record)) => records.push(record),
+                Ok(Some(record)) => {
+                    progress.advance(1);
+                    records.push(record);
+                }
                 Ok(None) => break Ok(()),
                 Err(status) => break Err(Failure::from(status)),
             }
         };
+        drop(progress);
         command.output.show(
             || json!({"records": records.iter().map(record_json).collect::<Vec<_>>()}),
             || {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::output::{self, Failure, Outcome};
+use crate::progress::Progress;
 
 /// `countersign store …`
 #[derive(Debug, Subcommand)]
@@ -41,14 +42,18 @@ impl Store {
         match self {
             Self::Backup(command) => {
                 let config = load(&command.config)?;
+                let progress = Progress::waiting("copying the store");
                 let revision = countersign_store::backup(&config.store_path, &command.target).map_err(failed)?;
+                drop(progress);
                 output::line(&format!("Store backed up at revision {revision} to {}", command.target.display()));
                 output::note("Keys and the issuance journal are not part of it: copy keys_path and the journal directory too.");
             }
             Self::Restore(command) => {
                 let config = load(&command.config)?;
                 let _lock = countersign_server::lock_data_dir(&config.data_dir).map_err(|e| Failure::new(e.to_string()))?;
+                let progress = Progress::waiting("copying the backup");
                 let revision = countersign_store::restore(&command.backup, &config.store_path).map_err(failed)?;
+                drop(progress);
                 output::line(&format!("Store restored at revision {revision}; the former one is kept beside it"));
             }
         }

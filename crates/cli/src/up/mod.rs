@@ -19,6 +19,7 @@ pub(crate) use layout::Layout;
 
 use crate::client::default_directory;
 use crate::output::{self, Failure, Outcome};
+use crate::progress::Progress;
 use crate::run::stop_signal;
 
 /// `countersign up`
@@ -45,10 +46,12 @@ impl Up {
         let stopped = stop_signal()?;
         tokio::pin!(stopped);
         let mut children = Children::new(&layout)?;
+        let progress = Progress::waiting("starting");
         let raised = tokio::select! {
             raised = bring_up(&layout, &mut children) => raised,
             () = &mut stopped => Err(Failure::new("stopped before it was up")),
         };
+        drop(progress);
         let you = match raised {
             Ok(you) => you,
             Err(failure) => {

@@ -22,5 +22,6 @@ mod nginx;
 mod postgresql;
 mod simulation;
 mod support;
+mod terminal;
 mod up;
 mod watch;

@@ -58,8 +58,8 @@ Everything below really happens, now, on this machine, in {}.
     output::text(&format!(
         "
 That was all. {left}
-The names that begin with spiffe:// are SPIFFE IDs and the proofs are X.509 certificates: every program that knows SPIFFE,
-or just TLS, can use them. What to do next:
+Names that begin with spiffe:// are SPIFFE IDs, and the proofs are X.509 certificates: every program that
+knows SPIFFE, or just TLS, can use them. What to do next:
 
   {program} up                          a trust domain of your own, that stays
   {program} whoami                      in another terminal: who you are there

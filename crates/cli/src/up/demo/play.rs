@@ -140,7 +140,7 @@ impl<'a> Play<'a> {
                 return Err(Failure::new(format!("cannot register the demo's programs: {}", status.message)));
             }
         }
-        let text = "register two programs by where they are: programs/shop and programs/warehouse. No password is made";
+        let text = "register two programs by where they are: programs/shop and programs/warehouse. No password";
         self.narrator.tell(Who::You, text).await;
         Ok(())
     }
@@ -194,7 +194,7 @@ impl<'a> Play<'a> {
             (used && went_on && !shop.retired.is_empty()).then(|| (shop.answers_in_all(), shop.dropped.len()))
         };
         let (answers, dropped) = self.until("the talk goes on over the renewal", PATIENCE, survived).await?;
-        let text = format!("has talked on meanwhile: {answers} answers, {dropped} connections dropped; new calls show the new proof");
+        let text = format!("has talked on meanwhile: {answers} answers, {dropped} connections dropped, new calls with the new proof");
         self.narrator.tell(Who::Shop, &text).await;
         Ok(())
     }
@@ -212,7 +212,7 @@ impl<'a> Play<'a> {
             Err(identity) => return Err(Failure::new(format!("the stranger was given {identity}, which nobody registered for it"))),
         };
         self.narrator
-            .tell(Who::Stranger, &format!("is a third program that nobody registered. It asks as well, and hears: {reason}"))
+            .tell(Who::Stranger, &format!("is a third program, and nobody registered it. It asks as well, and hears: {reason}"))
             .await;
         // The reason is looked up, not assumed: where it runs, and what is registered.
         let runs = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|e| Failure::new(format!("cannot look at the stranger: {e}")))?;
@@ -228,7 +228,7 @@ impl<'a> Play<'a> {
         if entries.iter().flat_map(|e| &e.selectors).any(|s| s.value == wanted) {
             return Err(Failure::new("the stranger was denied although it is registered"));
         }
-        let text = format!("see why: it runs from {}, and only {} are registered", self.short(&runs), registered.join(" and "));
+        let text = format!("see why: it runs from {}, but registered are {}", self.short(&runs), registered.join(" and "));
         self.narrator.tell(Who::You, &text).await;
         if let Some(command) = explaining_command(pid) {
             self.narrator.tell(Who::You, &format!("can ask for the reason at any time: {command}")).await;
@@ -299,7 +299,7 @@ impl<'a> Play<'a> {
                 signed += 1;
             }
         }
-        let text = format!("has issued {signed} proofs in this time, each written down before it was signed: `log issued` lists them");
+        let text = format!("has issued {signed} proofs, each written down before it was signed: `log issued` lists them");
         self.narrator.tell(Who::Server, &text).await;
         Ok(())
     }
