@@ -21,6 +21,10 @@ const DEBIAN: &[(&str, &str)] = &[
     ("libnginx-mod-http-js", "/usr/lib/nginx/modules/ngx_http_js_module.so"),
     ("postgresql", "postgres"),
     ("postgresql-client", "psql"),
+    ("bsdutils", "script"),
+    ("zsh", "zsh"),
+    ("fish", "fish"),
+    ("mandoc", "mandoc"),
 ];
 /// Where Debian keeps PostgreSQL's programs, each version in a directory of its own.
 const POSTGRESQL: &str = "/usr/lib/postgresql";

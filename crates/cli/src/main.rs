@@ -6,6 +6,8 @@ mod commands;
 mod logging;
 mod output;
 mod progress;
+#[cfg(test)]
+mod reference;
 mod run;
 mod up;
 
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{agent, bundle, entry, explain, fetch, health, journal, logger, mint, store, token};
+use commands::{agent, bundle, entry, explain, fetch, health, journal, logger, mint, shell, store, token};
 
 /// Workload identity: attests nodes and workloads, issues short-lived SPIFFE identities, and keeps a record of each.
 #[derive(Debug, Parser)]
@@ -74,6 +76,14 @@ enum Command {
     /// Validate what others present
     #[command(subcommand)]
     Validate(fetch::Validate),
+    /// Print what lets a shell complete commands and options
+    ///
+    /// Example: countersign completions bash > ~/.local/share/bash-completion/completions/countersign
+    Completions(shell::Completions),
+    /// Write the manual pages, one a command
+    ///
+    /// Example: countersign man --dir ~/.local/share/man/man1
+    Man(shell::Man),
 }
 
 fn main() -> ExitCode {
@@ -112,6 +122,8 @@ fn main() -> ExitCode {
             Command::Whoami(command) => command.run().await,
             Command::Fetch(command) => command.run().await,
             Command::Validate(command) => command.run().await,
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

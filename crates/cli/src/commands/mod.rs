@@ -10,6 +10,7 @@ pub(crate) mod health;
 pub(crate) mod journal;
 pub(crate) mod logger;
 pub(crate) mod mint;
+pub(crate) mod shell;
 mod show;
 pub(crate) mod store;
 pub(crate) mod token;

@@ -20,6 +20,7 @@ mod kept;
 mod mutual;
 mod nginx;
 mod postgresql;
+mod shell;
 mod simulation;
 mod support;
 mod terminal;
