@@ -1,7 +1,8 @@
-//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `ci`.
+//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `record-demo`, `ci`.
 
 mod generate;
 mod prepare;
+mod record;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ cargo xtask COMMAND
   bless   rewrite golden files after a change that was meant
   simulate [--seed N] [--seeds COUNT] [--log]
           run seeds of the simulation: this one, or so many from it
+  record-demo
+          run the demo and write it as the picture that the README shows
   ci      test, then check
 ";
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         "gen" => generate::generate(&root().join("crates/wire/proto"), &root().join("crates/wire/src/gen")),
         "bless" => bless(),
         "simulate" => simulate(),
+        "record-demo" => record::record(&root()),
         "ci" => test().and_then(|()| check()),
         _ => Err(USAGE.into()),
     };
