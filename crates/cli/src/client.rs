@@ -84,7 +84,7 @@ impl AdminSocket {
     /// Connects to the agent.
     pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
         let path = self.socket_path.clone().unwrap_or_else(|| found_or(&default_directory().join("admin.sock"), ADMIN_SOCKET));
-        let hint = "is the agent running, is admin_socket_path set in its configuration, and may you reach the socket's directory? \
+        let hint = "is the agent running (one that is banned or has to join again stops, and its log says so), is admin_socket_path set in its configuration, and may you reach the socket's directory? \
                     Name the socket with --socket-path or COUNTERSIGN_AGENT_ADMIN_SOCKET";
         connect(&path, "agent", hint).await
     }

@@ -73,20 +73,16 @@ fn explain(api: &Api, snapshot: &Snapshot, entry: &Entry, holders: &Holders, now
     let changed_at = snapshot.changed_at(&ancestry.entries);
     let needed = changed_at.unwrap_or_else(|| snapshot.remembered_from());
     let authorized = snapshot.agents_authorized(entry);
-    let mut agents: Vec<AgentStanding> = {
-        let seen = api.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let standing = |agent: &SpiffeId| {
-            let mut standing = judge(snapshot.node(agent).map(Arc::as_ref), api.hub.ack_of(agent), needed, now);
-            standing.spiffe_id = agent.to_string();
-            standing.last_heard = seen.get(agent).map_or(0, |s| s.at.secs());
-            if let Some(record) = holders.by_agent.get(agent.as_str()) {
-                standing.svid_held_until = record.expires_at;
-                standing.svid_serial_number.clone_from(&record.serial_or_jti);
-            }
-            standing
-        };
-        authorized.iter().map(standing).collect()
+    let standing = |agent: &SpiffeId| {
+        let mut standing = judge(snapshot.node(agent).map(Arc::as_ref), api.hub.ack_of(agent), needed, now);
+        standing.spiffe_id = agent.to_string();
+        if let Some(record) = holders.by_agent.get(agent.as_str()) {
+            standing.svid_held_until = record.expires_at;
+            standing.svid_serial_number.clone_from(&record.serial_or_jti);
+        }
+        standing
     };
+    let mut agents: Vec<AgentStanding> = authorized.iter().map(standing).collect();
     let mut counts: BTreeMap<i32, u32> = BTreeMap::new();
     for agent in &agents {
         *counts.entry(agent.state).or_default() += 1;
@@ -96,6 +92,13 @@ fn explain(api: &Api, snapshot: &Snapshot, entry: &Entry, holders: &Holders, now
     let findings = findings(snapshot, entry, &ancestry, &authorized, &counts, holders, now);
     let agents_left_out = agents.len().saturating_sub(AGENTS_MAX);
     agents.truncate(AGENTS_MAX);
+    // Of those that are told alone: every call of an agent waits for this lock.
+    let seen = api.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    for agent in &mut agents {
+        let id = SpiffeId::parse(&agent.spiffe_id).ok();
+        agent.last_heard = id.and_then(|id| seen.get(&id)).map_or(0, |s| s.at.secs());
+    }
+    drop(seen);
     ExplainEntryResponse {
         entry: Some(entry::to_wire(entry)),
         revision: changed_at.unwrap_or_default(),
