@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use yaml_rust2::{Yaml, YamlLoader};
 
-use super::{Block, plain, yaml};
+use super::{Block, clean, yaml};
 
 /// What a reader of YAML by somebody else makes of it.
 fn read(yaml: Yaml) -> Value {
@@ -100,6 +100,6 @@ fn no_control_character_from_outside_reaches_a_terminal() {
         let mut block = Block::new(4);
         block.row("Hint", &text);
         assert_eq!(block.finish(), "Hint: before\u{fffd}[31mafter\n\n");
-        assert_eq!(plain(&text), "before\u{fffd}[31mafter");
+        assert_eq!(clean(&text), "before\u{fffd}[31mafter");
     }
 }
