@@ -13,6 +13,7 @@
 )]
 
 mod bundle;
+mod edges;
 mod entry;
 mod issue;
 mod jwt_svid;

@@ -267,10 +267,19 @@ fn rsa_pss_is_verified_when_the_salt_is_as_long_as_the_hash() {
     for (text, good) in [
         (include_str!("fixtures/pss-sha256-salt32.crt.pem"), true),
         (include_str!("fixtures/pss-sha384-salt48.crt.pem"), true),
+        (include_str!("fixtures/pss-sha512-salt64.crt.pem"), true),
         (include_str!("fixtures/pss-sha256-salt20.crt.pem"), false),
     ] {
         let certificate = Certificate::parse(&fixture(text)).unwrap();
         assert_eq!(certificate.check_signed_by(&certificate.public_key).is_ok(), good);
+    }
+}
+
+#[test]
+fn a_curve_may_be_used_with_the_hash_of_another() {
+    for text in [include_str!("fixtures/ecdsa-p256-sha384.crt.pem"), include_str!("fixtures/ecdsa-p384-sha256.crt.pem")] {
+        let certificate = Certificate::parse(&fixture(text)).unwrap();
+        assert_eq!(certificate.check_signed_by(&certificate.public_key), Ok(()));
     }
 }
 

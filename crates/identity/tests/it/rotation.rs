@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
-use countersign_identity::rotation::{activate_at, guaranteed_lifetime, prepare_at, publication_needed, renew_at};
+use countersign_identity::rotation::{
+    RENEWAL_PAUSE_MIN, activate_at, guaranteed_lifetime, next_renewal, prepare_at, publication_needed, renew_at,
+};
 
 use crate::support::{HOUR, NOW};
 
@@ -42,6 +44,16 @@ fn credentials_are_renewed_within_the_tenth_before_half_of_their_life() {
     assert_eq!(renew_at(NOW, end, 0.0), NOW.after(HOUR / 2));
     assert_eq!(renew_at(NOW, end, 1.0), NOW.after(HOUR * 2 / 5));
     assert_eq!(renew_at(NOW, end, 0.5), NOW.after(HOUR * 9 / 20));
+}
+
+#[test]
+fn what_was_received_late_is_renewed_after_a_quarter_of_what_is_left_and_never_at_once() {
+    let end = NOW.after(HOUR);
+    assert_eq!(next_renewal(NOW, NOW, end, 0.0), renew_at(NOW, end, 0.0), "received at its begin");
+    let late = NOW.after(HOUR * 9 / 10);
+    assert_eq!(next_renewal(late, NOW, end, 0.0), late.after(HOUR / 40), "past its half");
+    assert_eq!(next_renewal(end, NOW, end, 0.0), end.after(RENEWAL_PAUSE_MIN), "at its end");
+    assert_eq!(next_renewal(end.after(HOUR), NOW, end, 0.0), end.after(HOUR).after(RENEWAL_PAUSE_MIN), "by a clock that is ahead");
 }
 
 #[test]

@@ -93,3 +93,6 @@ fn object(part: &str) -> Result<Map<String, Value>, LintError> {
         _ => Err(LintError::new("token", "not a JSON object")),
     }
 }
+
+#[cfg(test)]
+mod tests;
