@@ -25,7 +25,8 @@ pub(crate) fn parse(file: &Arc<str>, text: &str) -> Result<Section, ConfigError>
     };
     let collect = CollectOptions { comments: CommentCollectionStrategy::Off, tokens: false };
     let parsed = jsonc_parser::parse_to_ast(text, &collect, &strict).map_err(|e| {
-        let place = Place { file: Arc::clone(file), line: e.line_display() };
+        // Counted as everywhere else: the parser takes a lone carriage return for the end of a line, an editor does not.
+        let place = Place { file: Arc::clone(file), line: line_of(text, e.range().start) };
         ConfigError::new(&place, format!("not valid JSON: {}", e.kind()))
     })?;
     let reader = Reader { file, text };

@@ -155,6 +155,13 @@ fn what_hcl_1_allowed_and_hcl_2_does_not_has_a_hint() {
 }
 
 #[test]
+fn a_syntax_error_names_the_line_that_an_editor_shows_whatever_ends_a_line_elsewhere() {
+    for text in ["{\r\r\r \"a\": 1,\n\"b\": }", "{ \"a\": 1,\r\n\"b\": }"] {
+        assert!(read(text).expect_err(text).to_string().starts_with("server.conf:2: not valid JSON"), "{text:?}");
+    }
+}
+
+#[test]
 fn environment_variables_expand_as_in_spire() {
     let lookup = |name: &str| (name == "TD").then(|| "example.org".to_owned());
     assert_eq!(expand("a $TD ${TD}x $MISSING| $$TD $ 5$", lookup), "a example.org example.orgx | $TD $ 5$");

@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::asn1_rs::BitString;
 use x509_parser::prelude::FromDer as _;
-use x509_parser::public_key::{PublicKey as Parsed, RSAPublicKey};
+use x509_parser::public_key::PublicKey as Parsed;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::der::{self, Writer, tag};
@@ -166,7 +166,13 @@ impl PublicKey {
                 if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&size) {
                     return Err(KeyError::RsaBits(size));
                 }
-                if !RSAPublicKey::from_der(bits).is_ok_and(|(rest, _)| rest.is_empty()) {
+                // One spelling of the numbers too: a JWK can only hold positive ones, so a negative one would be another key there.
+                let mut numbers = Writer::new();
+                numbers.nest(tag::SEQUENCE, |w| {
+                    w.unsigned(rsa.modulus);
+                    w.unsigned(rsa.exponent);
+                });
+                if numbers.finish() != bits {
                     return Err(KeyError::Malformed);
                 }
                 PublicKeyKind::Rsa

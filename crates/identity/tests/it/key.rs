@@ -86,6 +86,25 @@ fn rsa_keys_have_2048_to_8192_bits_however_they_are_padded() {
 }
 
 #[test]
+fn the_numbers_of_an_rsa_key_are_positive_and_in_their_shortest_form() {
+    let key = |modulus: &[u8], exponent: &[u8]| {
+        let mut w = Writer::new();
+        w.nest(tag::SEQUENCE, |w| {
+            w.element(tag::INTEGER, modulus);
+            w.element(tag::INTEGER, exponent);
+        });
+        PublicKey::from_bits(PublicKeyKind::Rsa, &w.finish())
+    };
+    let positive = [&[0][..], &[0xff; 256]].concat();
+    assert!(key(&positive, &[1, 0, 1]).is_ok());
+    // A JWK has positive numbers only: what is negative here would be another key there.
+    assert_eq!(key(&positive, &[0x8c, 0, 1]), Err(KeyError::Malformed), "a negative exponent");
+    assert!(key(&[0xff; 257], &[1, 0, 1]).is_err(), "a negative modulus");
+    assert_eq!(key(&[&[0][..], &positive].concat(), &[1, 0, 1]), Err(KeyError::Malformed), "a modulus behind two zeros");
+    assert_eq!(key(&positive, &[0, 1, 0, 1]), Err(KeyError::Malformed), "an exponent behind a zero");
+}
+
+#[test]
 fn documents_that_are_no_public_keys_are_refused() {
     let key = P256.public();
     let mut trailing = key.spki().to_vec();
