@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod domain;
 pub mod file_limit;
+pub mod fuzz;
 pub mod journal_disk;
 pub mod panics;
 pub mod powerloss;

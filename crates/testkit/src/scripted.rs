@@ -21,7 +21,7 @@ use countersign_wire::node::{self, FollowResponse, issue_request, issue_response
 use countersign_wire::{bundle, bundle_api, id, types};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -153,6 +153,10 @@ struct State {
     entries: Vec<types::Entry>,
     fates: HashMap<&'static str, Fate>,
     calls: HashMap<&'static str, usize>,
+    /// Where what is said to agents that follow goes.
+    followers: Vec<mpsc::Sender<Result<FollowResponse, Status>>>,
+    /// The answer to each question for a credential, instead of one.
+    said_to_issue: Option<node::IssueResponse>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +174,8 @@ struct Shared {
     clock: SharedClock,
     /// Whether connections are let through, and how often all were cut.
     alive: watch::Sender<Alive>,
+    /// How often agents acknowledged.
+    acknowledged: watch::Sender<usize>,
 }
 
 /// A running server of this kind; gone when dropped.
@@ -203,6 +209,8 @@ impl Scripted {
             entries: Vec::new(),
             fates: HashMap::new(),
             calls: HashMap::new(),
+            followers: Vec::new(),
+            said_to_issue: None,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -211,6 +219,7 @@ impl Scripted {
             knocks: AtomicUsize::new(0),
             clock: Arc::clone(&clock),
             alive: watch::channel(Alive { accepting: true, cuts: 0 }).0,
+            acknowledged: watch::Sender::default(),
         });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let inner = listener.local_addr()?;
@@ -281,6 +290,22 @@ impl Scripted {
     /// How many connections were tried, good ones and others.
     pub fn knocks(&self) -> usize {
         self.shared.knocks.load(Ordering::Relaxed)
+    }
+
+    /// Says something to every agent that follows, and waits until one has acknowledged something since.
+    pub async fn say(&self, message: FollowResponse) {
+        let mut acknowledged = self.shared.acknowledged.subscribe();
+        let before = *acknowledged.borrow_and_update();
+        let followers = self.lock().followers.clone();
+        for follower in followers {
+            let _ = follower.send(Ok(message.clone())).await;
+        }
+        let _ = acknowledged.wait_for(|now| *now > before).await;
+    }
+
+    /// From now on this is the answer to every question for a credential; `None` is the ordinary one.
+    pub fn say_to_issue(&self, answer: Option<node::IssueResponse>) {
+        self.lock().said_to_issue = answer;
     }
 
     /// Cuts every connection, as when a process is killed; none is accepted until [`Scripted::revive`].
@@ -392,6 +417,9 @@ impl Shared {
     }
 
     fn issue(&self, request: node::IssueRequest) -> Result<node::IssueResponse, Status> {
+        if let Some(said) = self.lock().said_to_issue.clone() {
+            return Ok(said);
+        }
         let credential = match request.credential {
             Some(issue_request::Credential::X509Csr(csr)) => {
                 let found = self.lock().entries.iter().find(|e| e.id == request.entry_id).and_then(|e| e.spiffe_id.clone());
@@ -439,7 +467,7 @@ async fn follow(
     request: Request<Streaming<node::FollowRequest>>,
 ) -> Result<Response<Answers<FollowResponse>>, Status> {
     let mut requests = request.into_inner();
-    let (out, answers) = tokio::sync::mpsc::channel(1);
+    let (out, answers) = mpsc::channel(1);
     tokio::spawn(async move {
         let message = {
             let state = shared.lock();
@@ -453,7 +481,16 @@ async fn follow(
             }
         };
         let _ = out.send(Ok(message)).await;
-        while let Some(Ok(_)) = requests.next().await {}
+        {
+            let mut state = shared.lock();
+            state.followers.retain(|follower| !follower.is_closed());
+            state.followers.push(out);
+        }
+        while let Some(Ok(message)) = requests.next().await {
+            if matches!(message.step, Some(node::follow_request::Step::Ack(_))) {
+                shared.acknowledged.send_modify(|count| *count += 1);
+            }
+        }
     });
     Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
 }

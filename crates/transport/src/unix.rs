@@ -19,6 +19,8 @@ use tonic::transport::server::Connected;
 use crate::limits::{SOCKET_PATH_BYTES_MAX, UNIX_CONNECTIONS_MAX, UNIX_CONNECTIONS_PER_USER_MAX};
 use crate::peer::Peer;
 
+pub use authority::Authority;
+
 /// A socket that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -120,7 +122,7 @@ fn make_directory(directory: &Path, mode: u32) -> io::Result<()> {
 pub struct Connection {
     stream: UnixStream,
     peer: Peer,
-    authority: authority::Authority,
+    authority: Authority,
     _place: Place,
 }
 
@@ -155,7 +157,7 @@ pub fn incoming(listener: UnixListener) -> ReceiverStream<io::Result<Connection>
                 tracing::warn!(uid = peer.uid, "Connection refused, too many are open");
                 continue;
             };
-            if sender.send(Ok(Connection { stream, peer, authority: authority::Authority::default(), _place: place })).await.is_err() {
+            if sender.send(Ok(Connection { stream, peer, authority: Authority::default(), _place: place })).await.is_err() {
                 return;
             }
         }

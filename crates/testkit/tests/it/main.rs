@@ -12,6 +12,7 @@
 
 mod clients;
 mod commands;
+mod corpora;
 mod crash;
 mod demo;
 mod explain;

@@ -21,7 +21,7 @@ const STATIC_INDEX: u64 = 1;
 
 /// Follows what one client sends.
 #[derive(Debug)]
-pub(super) struct Authority {
+pub struct Authority {
     at: Place,
     field: Field,
 }
@@ -87,7 +87,7 @@ impl Default for Authority {
 
 impl Authority {
     /// Looks at the next bytes and mends them where needed.
-    pub(super) fn pass(&mut self, bytes: &mut [u8]) {
+    pub fn pass(&mut self, bytes: &mut [u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let used = self.step(rest).clamp(1, rest.len());
