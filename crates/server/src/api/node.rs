@@ -35,7 +35,11 @@ impl node_server::Node for Api {
                     let _ = out.send(Err(Status::invalid_argument("the first message must be a hello"))).await;
                     return;
                 }
-                Some(Err(_)) | None => return,
+                Some(Err(_)) => {
+                    let _ = out.send(Err(Status::invalid_argument("the first message cannot be read"))).await;
+                    return;
+                }
+                None => return,
             };
             api.saw(&identity.spiffe_id, Some(&hello.agent_version.chars().take(255).collect::<String>()));
             let membership = api.hub.join(&identity.spiffe_id);
