@@ -1,6 +1,8 @@
-//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `record-demo`, `ci`.
+//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `simulate`, `record-demo`, `fuzz`, `mutants`, `ci`.
 
+mod fuzz;
 mod generate;
+mod mutants;
 mod prepare;
 mod record;
 mod tidy;
@@ -23,6 +25,11 @@ cargo xtask COMMAND
           run seeds of the simulation: this one, or so many from it
   record-demo
           run the demo and write it as the picture that the README shows
+  fuzz    TARGET SECONDS: let the fuzzer look for what a target gets wrong
+          keep TARGET: put the smallest of what widened its view into the corpus
+          seeds: write the seeds of every corpus anew
+  mutants [FILE]: break the identity core in every way, or in one file, and see that a test notices
+          policy [FILE]: the same with who may call what and have what
   ci      test, then check
 ";
 
@@ -36,6 +43,8 @@ fn main() -> ExitCode {
         "bless" => bless(),
         "simulate" => simulate(),
         "record-demo" => record::record(&root()),
+        "fuzz" => fuzz::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
+        "mutants" => mutants::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         "ci" => test().and_then(|()| check()),
         _ => Err(USAGE.into()),
     };

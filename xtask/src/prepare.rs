@@ -33,6 +33,8 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
+/// Version of what makes mutants; another one makes others.
+const CARGO_MUTANTS: &str = "27.1.0";
 
 /// The oldest Node with the cryptography that the `jose` package stands on.
 const NODE_OLDEST: u32 = 20;
@@ -204,15 +206,25 @@ fn node_client(root: &Path) -> Result<PathBuf, Failure> {
     Ok(place.join("client.js"))
 }
 
-/// The dependency checker, installed into the target folder when it is not there.
+/// The dependency checker.
 pub(crate) fn cargo_deny(root: &Path) -> Result<PathBuf, Failure> {
+    tool(root, "cargo-deny", CARGO_DENY)
+}
+
+/// What breaks the code to see whether a test notices.
+pub(crate) fn cargo_mutants(root: &Path) -> Result<PathBuf, Failure> {
+    tool(root, "cargo-mutants", CARGO_MUTANTS)
+}
+
+/// A tool of Cargo's, installed into the target folder when it is not there.
+fn tool(root: &Path, name: &str, wanted: &str) -> Result<PathBuf, Failure> {
     let tools = root.join("target/tools");
-    let program = tools.join("bin/cargo-deny");
+    let program = tools.join("bin").join(name);
     let version = Command::new(&program).arg("--version").output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    if version.is_ok_and(|v| v.contains(CARGO_DENY)) {
+    if version.is_ok_and(|v| v.contains(wanted)) {
         return Ok(program);
     }
     let path = tools.display().to_string();
-    run("cargo", &["install", "cargo-deny", "--locked", "--debug", "--version", CARGO_DENY, "--root", &path], &[])?;
+    run("cargo", &["install", name, "--locked", "--debug", "--version", wanted, "--root", &path], &[])?;
     Ok(program)
 }

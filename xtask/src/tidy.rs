@@ -24,7 +24,7 @@ const OWNED: &[(&str, &[&str])] = &[
 pub(crate) fn run(root: &Path) -> Result<(), Failure> {
     let mut breaches = Vec::new();
     let mut files = Vec::new();
-    for folder in ["crates", "xtask"] {
+    for folder in ["crates", "fuzz", "xtask"] {
         collect(&root.join(folder), &mut files)?;
     }
     for path in &files {
