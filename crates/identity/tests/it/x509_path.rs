@@ -157,9 +157,9 @@ fn mesh(authorities: usize) -> PathError {
     let keys: Vec<String> = (0..authorities).map(|_| KeyPair::generate().unwrap().serialize_pem()).collect();
     let issuer = |n: usize| rcgen::Issuer::new(authority_params(&format!("A{n}")), KeyPair::from_pem(&keys[n]).unwrap());
     let mut between = Vec::new();
-    for subject in 0..authorities {
+    for (subject, key) in keys.iter().enumerate() {
         for signer in (0..authorities).filter(|signer| *signer != subject) {
-            let key = KeyPair::from_pem(&keys[subject]).unwrap();
+            let key = KeyPair::from_pem(key).unwrap();
             let made = authority_params(&format!("A{subject}")).signed_by(&key, &issuer(signer)).unwrap();
             between.push(Certificate::parse(made.der()).unwrap());
         }
