@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::asn1_rs::BitString;
 use x509_parser::prelude::FromDer as _;
-use x509_parser::public_key::PublicKey as Parsed;
+use x509_parser::public_key::{PublicKey as Parsed, RSAPublicKey};
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::der::{self, Writer, tag};
