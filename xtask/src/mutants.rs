@@ -7,7 +7,7 @@ use crate::{Failure, prepare};
 /// What notices in the identity core: its own tests, all of them.
 const IDENTITY: &[&str] = &["--package", "countersign-identity", "--timeout", "60", "--", "--lib", "--test", "it"];
 /// What notices in the policy room: the server's tests of who may call what, and of what is issued to whom.
-const POLICY: &[&str] = &["--", "--test", "it", "--", "refusals", "services", "nodes", "issuance", "minting"];
+const POLICY: &[&str] = &["--", "--lib", "--test", "it", "--", "policy", "refusals", "services", "nodes", "issuance", "minting", "journal"];
 
 /// `[FILE]`, or `policy [FILE]`.
 pub(crate) fn run(root: &Path, words: &[String]) -> Result<(), Failure> {

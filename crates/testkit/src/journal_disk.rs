@@ -45,11 +45,11 @@ impl JournalDisk {
         self.state().forgets = true;
     }
 
-    /// Cuts the power: of what was not synced, this share stays, from 0 to 1.
+    /// Cuts the power: of what was not synced, so many thousandths stay.
     ///
     /// # Errors
     /// A real file cannot be cut.
-    pub fn lose_power(&self, share: f64) -> io::Result<()> {
+    pub fn lose_power(&self, thousandths: u64) -> io::Result<()> {
         let mut state = self.state();
         state.dark = true;
         for (path, synced) in &mut state.synced {
@@ -59,13 +59,7 @@ impl JournalDisk {
                 Err(error) => return Err(error),
             };
             let rest = file.metadata()?.len().saturating_sub(*synced);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a share of a small number"
-            )]
-            let left = (rest as f64 * share.clamp(0.0, 1.0)) as u64;
+            let left = rest.saturating_mul(thousandths.min(1000)) / 1000;
             *synced += left;
             file.set_len(*synced)?;
         }

@@ -10,7 +10,7 @@ use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_identity::{BundleSet, SpiffeId, jwt};
 use countersign_wire::node::{self, issue_response};
 use countersign_wire::workload as program;
-use countersign_wire::{agent, bundle_api, debug, entry, entry_api, journal, logger, svid, types};
+use countersign_wire::{agent, agent_admin, bundle_api, debug, entry, entry_api, explained, journal, logger, svid, types};
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -195,6 +195,15 @@ pub(super) const TARGETS: &[Target] = &[
     call!("spire.api.server.logger.v1.Logger", "ResetLogLevel", Admin, logger::ResetLogLevelRequest, types::Logger, keep),
     call!("countersign.agent.v1.Node", "Follow", Agent, stream node::FollowRequest, node::FollowResponse, followed),
     call!("countersign.agent.v1.Node", "Issue", Agent, node::IssueRequest, node::IssueResponse, issued),
+    call!(
+        "countersign.entry.v1.EntryExplainer",
+        "ExplainEntry",
+        Admin,
+        explained::ExplainEntryRequest,
+        explained::ExplainEntryResponse,
+        entry_explained
+    ),
+    call!("countersign.agent.admin.v1.Admin", "Explain", Operator, agent_admin::ExplainRequest, agent_admin::ExplainResponse, told_why),
     call!("countersign.journal.v1.Journal", "Issued", Admin, journal::IssuedRequest, journal::Record, recorded),
     call!("SpiffeWorkloadAPI", "FetchX509SVID", Workload, program::X509svidRequest, program::X509svidResponse, x509_fetched),
     call!("SpiffeWorkloadAPI", "FetchX509Bundles", Workload, program::X509BundlesRequest, program::X509BundlesResponse, keep),
@@ -433,6 +442,25 @@ fn followed(_: &Live, _: &[node::FollowRequest], answers: &[node::FollowResponse
 fn recorded(_: &Live, requests: &[journal::IssuedRequest], answers: &[journal::Record]) -> Afterwards {
     let wanted = requests.first().map(|r| r.spiffe_id.as_str()).unwrap_or_default();
     assert!(wanted.is_empty() || answers.iter().all(|r| r.spiffe_id == wanted));
+    Afterwards::Keep
+}
+
+fn entry_explained(_: &Live, requests: &[explained::ExplainEntryRequest], answers: &[explained::ExplainEntryResponse]) -> Afterwards {
+    let (Some(request), Some(answer)) = (requests.first(), answers.first()) else { return Afterwards::Keep };
+    assert_eq!(answer.entry.as_ref().expect("an entry").id, request.id);
+    Afterwards::Keep
+}
+
+/// No entry is said to match and not to match, and one that does not match lacks something.
+fn told_why(_: &Live, _: &[agent_admin::ExplainRequest], answers: &[agent_admin::ExplainResponse]) -> Afterwards {
+    for answer in answers {
+        let name = |entry: &Option<agent_admin::EntryName>| entry.as_ref().expect("a name").id.clone();
+        let matching: Vec<String> = answer.matching.iter().map(|m| name(&m.entry)).collect();
+        for near in &answer.nearest {
+            assert!(!matching.contains(&name(&near.entry)));
+            assert!(!near.missing.is_empty() || near.expired_at != 0 || near.store_svid, "{near:?} lacks nothing");
+        }
+    }
     Afterwards::Keep
 }
 

@@ -9,6 +9,7 @@ use countersign_identity::key::KeyType;
 use countersign_identity::x509::Certificate;
 use countersign_identity::{BundleSet, Timestamp};
 use countersign_plugins::keys::KeyPair;
+use countersign_transport::client;
 use countersign_transport::clock::Clock as _;
 use countersign_wire::agent::CreateJoinTokenRequest;
 use countersign_wire::agent::agent_client::AgentClient;
@@ -58,6 +59,8 @@ pub(super) enum Sender {
     Downstream,
     /// A program on a node, on the agent's socket.
     Workload,
+    /// Whoever asks an agent why, on its admin socket.
+    Operator,
 }
 
 pub(super) struct Live {
@@ -70,6 +73,7 @@ pub(super) struct Live {
     node: Channel,
     downstream: Channel,
     workload: Channel,
+    operator: Channel,
     /// The trust domain's bundle as it was at the start.
     pub(super) bundles: BundleSet,
     calls: usize,
@@ -106,7 +110,9 @@ impl Live {
             // Nothing a caller asks is to be held back: what is looked for stands behind the limits.
             let extra = "ratelimit {\n attestation = false\n signing = false\n }\n";
             let domain = Domain::start_with(Arc::new(clock.clone()), extra).await?;
-            let agent = domain.agent("a").await?;
+            let token = domain.token(Some(&spiffe_id("/node/a"))).await?;
+            let extra = format!("admin_socket_path = \"{}\"\n", admin_socket(&domain).display());
+            let agent = domain.run_agent(&domain.agent_config("a", Some(&token), &extra).await?).await?;
             let channels = Channels::open(&domain).await?;
             Ok::<_, Anyhow>((domain, agent, channels))
         })?;
@@ -121,6 +127,7 @@ impl Live {
             node: channels.node,
             downstream: channels.downstream,
             workload: channels.workload,
+            operator: channels.operator,
             bundles: BundleSet::from_iter([Arc::new(bundles)]),
             calls: 0,
         })
@@ -138,6 +145,7 @@ impl Live {
             Sender::Agent => self.node.clone(),
             Sender::Downstream => self.downstream.clone(),
             Sender::Workload => self.workload.clone(),
+            Sender::Operator => self.operator.clone(),
         }
     }
 
@@ -203,6 +211,12 @@ struct Channels {
     node: Channel,
     downstream: Channel,
     workload: Channel,
+    operator: Channel,
+}
+
+/// Not beside the Workload API's socket, where an agent refuses it.
+fn admin_socket(domain: &Domain) -> std::path::PathBuf {
+    domain.directory().join("admin.sock")
 }
 
 impl Channels {
@@ -221,6 +235,7 @@ impl Channels {
             node: domain.connect(Some(&node)).await?,
             downstream: domain.connect(Some(&below)).await?,
             workload: workload.channel,
+            operator: client::unix(&admin_socket(domain)).await?,
         })
     }
 }

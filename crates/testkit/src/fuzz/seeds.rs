@@ -11,11 +11,12 @@ use countersign_identity::{Bundle, TrustDomain, jwk, pem};
 use countersign_plugins::keys::KeyPair;
 use countersign_server::audit::{Query, search};
 use countersign_wire::agent::{self, attest_agent_request as attest, list_agents_request as agents};
+use countersign_wire::agent_admin::{self, explain_request::Subject};
 use countersign_wire::entry_api::{self, list_entries_request as entries};
 use countersign_wire::node::{self, follow_request, issue_request};
 use countersign_wire::svid::{self, svid_client::SvidClient};
 use countersign_wire::types::{self, SelectorMatch, selector_match::MatchBehavior};
-use countersign_wire::{bundle, bundle_api, id, journal, logger, workload};
+use countersign_wire::{bundle, bundle_api, explained, id, journal, logger, workload};
 use prost::Message;
 
 use super::identity::AUDIENCE;
@@ -223,7 +224,7 @@ fn agents_and_bundles(seeds: &mut Seeds, trust: &Bundle) -> Result<(), Anyhow> {
         let params = attest::Params { data, params: Some(agent::AgentX509svidParams { csr: csr.clone() }) };
         let first = agent::AttestAgentRequest { step: Some(attest::Step::Params(params)) };
         let second = agent::AttestAgentRequest { step: Some(attest::Step::ChallengeResponse(vec![1, 2, 3])) };
-        seeds.stream("spire.api.server.agent.v1.Agent.AttestAgent", &[first.clone()]);
+        seeds.stream("spire.api.server.agent.v1.Agent.AttestAgent", std::slice::from_ref(&first));
         seeds.stream("spire.api.server.agent.v1.Agent.AttestAgent", &[first, second]);
     }
     let renew = agent::RenewAgentRequest { params: Some(agent::AgentX509svidParams { csr: csr.clone() }) };
@@ -371,6 +372,11 @@ fn ours(seeds: &mut Seeds, trust: &Bundle) -> Result<(), Anyhow> {
         journal::IssuedRequest { serial_or_jti: "1".to_owned(), until: NOW.secs() + 1, ..Default::default() },
     ] {
         seeds.message("countersign.journal.v1.Journal.Issued", &query);
+    }
+    seeds.message("countersign.entry.v1.EntryExplainer.ExplainEntry", &explained::ExplainEntryRequest { id: ENTRY.to_owned() });
+    let selectors = vec![types::Selector { r#type: "unix".to_owned(), value: "uid:1000".to_owned() }];
+    for subject in [None, Some(Subject::Pid(1)), Some(Subject::Selectors(agent_admin::SelectorSet { selectors }))] {
+        seeds.message("countersign.agent.admin.v1.Admin.Explain", &agent_admin::ExplainRequest { subject });
     }
     let program = program_entry();
     let more = types::Entry { id: "more".to_owned(), spiffe_id: named("/more"), hint: "m".to_owned(), ..program.clone() };

@@ -10,7 +10,8 @@
 //! 2. Nothing acknowledged is lost, and nothing refused is done. What was cut off in the middle is done or not done.
 //! 3. Every SVID that a workload or an agent was given is in the journal, with its entry and its agent, after any crash.
 //! 4. An agent that is up and hears its server has, [`CONVERGENCE`] later, all that it is to have and nothing else, in force and
-//!    not near its end; one that is out has ended.
+//!    not near its end; one that is out has ended. Excused is what was issued while the server's clock was ahead: once that
+//!    is corrected, such an SVID begins later, and an agent cannot open a connection with it before it does.
 
 mod agent;
 mod check;
@@ -34,7 +35,7 @@ use crate::journal_disk::JournalDisk;
 use crate::powerloss::PowerLoss;
 
 /// Steps of a run.
-pub const STEPS: usize = 20;
+pub const STEPS: usize = 12;
 /// How long everybody may take to be up to date once nothing is in the way: longest is the wait between two attempts to get
 /// an SVID, a minute and a fifth, after a silent line, on which an agent waits for an answer for half a minute. And twice that.
 pub const CONVERGENCE: Duration = Duration::from_secs(240);

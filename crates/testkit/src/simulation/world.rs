@@ -295,9 +295,7 @@ impl World {
         if !self.power_lost() {
             self.disks.store.lose_power();
         }
-        #[expect(clippy::cast_precision_loss, reason = "any share will do")]
-        let share = torn.map_or(0.0, |seed| (seed % 1000) as f64 / 1000.0);
-        self.disks.journal.lose_power(share)?;
+        self.disks.journal.lose_power(torn.map_or(0, |seed| seed % 1000))?;
         if let Some(server) = self.server.take() {
             server.process.kill();
         }

@@ -13,7 +13,7 @@ use countersign_testkit::simulation::{Defect, Simulator};
 /// Seeds that every change has to hold.
 const SEEDS: u64 = 1000;
 /// Seeds within which each planted fault must be found.
-const SEEDS_TO_FIND: u64 = 60;
+const SEEDS_TO_FIND: u64 = 200;
 /// Seeds that are run twice and compared.
 const SEEDS_TO_COMPARE: u64 = 20;
 /// Failures of one process after which it gives up: the first says it all.

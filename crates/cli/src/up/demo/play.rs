@@ -230,10 +230,25 @@ impl<'a> Play<'a> {
         }
         let text = format!("see why: it runs from {}, but registered are {}", self.short(&runs), registered.join(" and "));
         self.narrator.tell(Who::You, &text).await;
-        if let Some(command) = explaining_command(pid) {
-            self.narrator.tell(Who::You, &format!("can ask for the reason at any time: {command}")).await;
-        }
+        let verdict = self.explained(pid).await?;
+        self.narrator.tell(Who::You, &format!("or ask, with `countersign explain --pid {pid}`: {verdict}")).await;
         Ok(())
+    }
+
+    /// What `countersign explain` says first about a process.
+    async fn explained(&self, pid: u32) -> Result<String, Failure> {
+        let answer = tokio::process::Command::new(std::env::current_exe()?)
+            .args(["explain", "--pid", &pid.to_string()])
+            .env("COUNTERSIGN_AGENT_ADMIN_SOCKET", self.stage.layout.directory().join("admin.sock"))
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        let verdict = String::from_utf8_lossy(&answer.stdout).lines().next().map(|line| line.trim_end_matches('.').to_owned());
+        verdict.ok_or_else(|| {
+            let error = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
+            Failure::new(format!("`countersign explain` does not answer: {error}"))
+        })
     }
 
     /// A path without the directory that all have.
@@ -303,10 +318,4 @@ impl<'a> Play<'a> {
         self.narrator.tell(Who::Server, &text).await;
         Ok(())
     }
-}
-
-/// The command that explains a denial, if this build has it.
-fn explaining_command(pid: u32) -> Option<String> {
-    let known = <crate::Arguments as clap::CommandFactory>::command();
-    known.find_subcommand("explain").map(|_| format!("`countersign explain --pid {pid}`"))
 }
