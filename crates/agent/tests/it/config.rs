@@ -242,7 +242,7 @@ fn what_is_unknown_or_not_there_yet_is_said_to_be() {
         "NodeAttestor \"aws_iid\"",
         &expect![[r#"
         agent.conf:11: `plugins.NodeAttestor "aws_iid"`: there is no built-in NodeAttestor `aws_iid`
-        hint: built-in are join_token; others come later, join nodes with a token meanwhile"#]],
+        hint: built-in are join_token, x509pop; others come later"#]],
     );
     check(
         "WorkloadAttestor \"unix\"",

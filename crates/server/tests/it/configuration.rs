@@ -240,7 +240,7 @@ fn what_comes_later_says_so() {
         "NodeAttestor \"k8s_psat\" {\n    plugin_data {}\n  }",
         expect![[r#"
         server.conf:15: `plugins.NodeAttestor "k8s_psat"`: there is no built-in NodeAttestor `k8s_psat`
-        hint: built-in are join_token; others come later, join nodes with a token meanwhile"#]],
+        hint: built-in are join_token, x509pop; others come later"#]],
     );
     plugin(
         "UpstreamAuthority \"disk\" {\n    plugin_data {}\n  }",
