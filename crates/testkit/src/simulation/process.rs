@@ -64,6 +64,11 @@ impl Process {
         &self.handle
     }
 
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Lets time pass by its clock and in its timers, once all who share the barrier stand still: or one would speak to
     /// another whose time is still to pass.
     pub(super) fn advance(&self, clock: VirtualClock, by: Duration, all: Arc<Barrier>) -> TaskHandle<()> {

@@ -71,6 +71,8 @@ struct World {
     armed: Option<u64>,
     /// Everything that was ever given to anybody, by serial number or digest.
     given: BTreeMap<String, Given>,
+    /// What the workloads of agents that hear the server had after each step.
+    held: Vec<Vec<BTreeSet<String>>>,
     verified: Verified,
 }
 
@@ -108,6 +110,7 @@ impl World {
             journal_full: false,
             armed: None,
             given: BTreeMap::new(),
+            held: Vec::new(),
             verified: Verified::default(),
         };
         world.start_server().await?;
@@ -123,7 +126,19 @@ impl World {
     async fn go(&mut self, step: &Step) -> Result<(), Anyhow> {
         self.take(step).await?;
         self.settle().await?;
-        self.compare().await
+        self.compare().await?;
+        self.note();
+        Ok(())
+    }
+
+    /// Keeps for the digest what the workloads have now, where nothing is in the way of it.
+    fn note(&mut self) {
+        let held = self.agents.iter().filter(|agent| self.hears(agent)).map(|agent| match agent.listener.shown() {
+            Shown::Open(Some(message)) => message.svids.iter().map(|svid| svid.spiffe_id.clone()).collect::<BTreeSet<_>>(),
+            Shown::Open(None) | Shown::Denied | Shown::Closed => BTreeSet::new(),
+        });
+        let held = held.collect();
+        self.held.push(held);
     }
 
     /// Everything is mended; in the end all is as it should be.
@@ -142,7 +157,7 @@ impl World {
             records.check(given)?;
         }
         let nodes: Vec<_> = self.agents.iter().map(|a| a.node.as_ref().map(|n| self.model.state.nodes.get(n))).collect();
-        let state = (steps, &self.model.state.entries, nodes, self.clock.now());
+        let state = (steps, &self.held, &self.model.state.entries, nodes, self.clock.now());
         Ok(sha256(format!("{state:?}").as_bytes()))
     }
 
@@ -387,7 +402,9 @@ impl World {
     async fn advance(&mut self, by: Duration) -> Result<(), Anyhow> {
         let server = self.server.as_ref().map(|server| &server.process);
         let agents = self.agents.iter().map(|agent| (agent.process.as_ref(), &agent.clock));
-        let everybody: Vec<_> = agents.chain([(server, &self.clock)]).collect();
+        // Nobody moves at the moment, so whoever runs now is there when all stand still for each other.
+        let everybody: Vec<_> =
+            agents.chain([(server, &self.clock)]).map(|(process, clock)| (process.filter(|p| !p.has_ended()), clock)).collect();
         let barrier = Arc::new(Barrier::new(everybody.iter().filter(|(process, _)| process.is_some()).count()));
         let mut passing = Vec::new();
         for (process, clock) in everybody {
@@ -397,7 +414,11 @@ impl World {
             }
         }
         for one in passing {
-            one.await?;
+            match one.await {
+                // What became due was its end.
+                Err(error) if error.is_cancelled() => {}
+                ended => ended?,
+            }
         }
         self.look_at_the_clocks()
     }

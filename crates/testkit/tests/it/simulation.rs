@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::process::{Child, Command, Stdio};
+use std::io::Write as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_testkit::simulation::{Defect, Simulator};
 
@@ -18,6 +19,8 @@ const SEEDS_TO_FIND: u64 = 200;
 const SEEDS_TO_COMPARE: u64 = 20;
 /// Failures of one process after which it gives up: the first says it all.
 const FAILURES_MAX: usize = 3;
+/// How long one seed may take on a machine that does much else, before it is taken to hang.
+const SEED_TIMEOUT: Duration = Duration::from_secs(120);
 /// Tells a process its work: `first count step defect output`.
 const WORK: &str = "SIMULATION_WORK";
 /// The test that does this work.
@@ -96,9 +99,28 @@ impl Worker {
         Self { child: command.spawn().unwrap(), output }
     }
 
+    /// Waits until it has ended. A seed that hangs is named.
+    fn end(&mut self) -> (ExitStatus, String) {
+        let (mut known, mut since) = (String::new(), Instant::now());
+        loop {
+            let status = self.child.try_wait().unwrap();
+            let text = std::fs::read_to_string(&self.output).unwrap();
+            if let Some(status) = status {
+                return (status, text);
+            }
+            if text != known {
+                (known, since) = (text, Instant::now());
+            }
+            if since.elapsed() > SEED_TIMEOUT {
+                self.child.kill().unwrap();
+                panic!("a seed hangs, the last of: {}", known.lines().rev().take(3).collect::<Vec<_>>().join(", "));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn results(mut self) -> Results {
-        let status = self.child.wait().unwrap();
-        let text = std::fs::read_to_string(&self.output).unwrap();
+        let (status, text) = self.end();
         assert!(status.success(), "a process of the simulation has ended with {status}:\n{text}");
         let mut results = Results::default();
         for line in text.lines() {
@@ -107,6 +129,7 @@ impl Worker {
                     let (seed, digest) = rest.split_once(' ').unwrap();
                     results.held.insert(seed.parse().unwrap(), digest.to_owned());
                 }
+                ("begun", _) => {}
                 ("failed", first) => results.failures.push(first.to_owned()),
                 (_, more) => write!(results.failures.last_mut().unwrap(), "\n{more}").unwrap(),
             }
@@ -124,8 +147,10 @@ fn work_off(work: &str) {
     let [first, count, step]: [u64; 3] = [first, count, step].map(|n| n.parse().unwrap());
     let defect = defect.parse::<usize>().ok().map(|n| Defect::ALL[n]);
     let simulator = Simulator::new().unwrap();
-    let (mut report, mut failures) = (String::new(), 0);
+    let mut report = std::fs::OpenOptions::new().append(true).open(output).unwrap();
+    let mut failures = 0;
     for seed in (first..first + count).step_by(usize::try_from(step).unwrap()) {
+        writeln!(report, "begun {seed}").unwrap();
         match simulator.run(seed, defect) {
             Ok(outcome) => {
                 let digest = outcome.digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
@@ -141,7 +166,6 @@ fn work_off(work: &str) {
             break;
         }
     }
-    std::fs::write(output, report).unwrap();
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -150,6 +174,5 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn say(text: &str) {
-    use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{text}");
 }
