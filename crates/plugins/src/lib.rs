@@ -1,5 +1,5 @@
-//! Everything replaceable, and the traits it is replaced through. One folder a plugin, both halves of an attestor side
-//! by side, its user page in the folder, one line in the list of its kind.
+//! Everything replaceable, and the traits it is replaced through. An attestor has a folder, with both halves side by side and
+//! its user page; a key manager has a file. Each is in the list of its kind; `CONTRIBUTING.md` says how to add one.
 //!
 //! Plugins prove and keep; they never decide who may have which identity. Called by `server` and `agent`, never the
 //! other way round.

@@ -1,4 +1,5 @@
-//! Every listed node attestor under attack, by the same rules: whoever is in `ALL` and has no pair of halves here fails.
+//! Every listed node attestor under attack, by the same rules. Each brings its halves in its own folder; one in `ALL` without
+//! them does not compile.
 //!
 //! Rule of the flips: in each message of an honest run every byte has one bit flipped, a different one from byte to byte, and
 //! each such message must be refused. The only exception are bytes that an attestor declares to carry nothing; there the
@@ -7,84 +8,44 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use countersign_identity::Timestamp;
-use zeroize::Zeroizing;
+use countersign_identity::{Bundle, Timestamp, TrustDomain};
 
-use super::x509pop::tests::pki;
-use super::{
-    ALL, AgentHalf, Answers, AttestError, Attested, Circumstances, Conversation, MESSAGE_BYTES_MAX, ServerHalf, join_token, x509pop,
-};
+use super::{ALL, AgentHalf, Answers, AttestError, Attested, Circumstances, Conversation, MESSAGE_BYTES_MAX, ServerHalf};
 use crate::Pending;
 
 /// A good pair of halves, and what the suite has to know about them.
-struct Halves {
-    server: Box<dyn ServerHalf>,
-    agent: Box<dyn AgentHalf>,
+pub(super) struct Halves {
+    pub(super) server: Box<dyn ServerHalf>,
+    pub(super) agent: Box<dyn AgentHalf>,
     /// Another node, which is not the one above: it knows another secret, has another key.
-    stranger: Box<dyn AgentHalf>,
-    circumstances: Circumstances,
-    /// A time at which the evidence is over. Without one its end is not the attestor's to know, and the test named holds it.
-    over: Result<Timestamp, &'static str>,
+    pub(super) stranger: Box<dyn AgentHalf>,
+    pub(super) circumstances: Circumstances,
+    /// A time at which the evidence is over. Without one its end is not the attestor's to know, and the test named, of
+    /// `server/tests/it/attestation.rs`, holds it.
+    pub(super) over: Result<Timestamp, &'static str>,
     /// Challenges of an honest run.
-    challenges: usize,
+    pub(super) challenges: usize,
     /// One-time secrets that the server would redeem.
-    redeemable: HashSet<[u8; 32]>,
+    pub(super) redeemable: HashSet<[u8; 32]>,
     /// Texts in messages that carry nothing.
-    idle: &'static [&'static str],
-    _files: Vec<tempfile::TempDir>,
+    pub(super) idle: &'static [&'static str],
+    /// Directories that stay until the pair has gone.
+    #[expect(dead_code, reason = "held for their end, never read")]
+    pub(super) files: Vec<tempfile::TempDir>,
 }
 
-fn halves(name: &str) -> Option<Vec<Halves>> {
-    match name {
-        join_token::NAME => Some(vec![Halves {
-            server: Box::new(join_token::Server),
-            agent: Box::new(join_token::Agent::new(Zeroizing::new("8f5b4d62-the-token".to_owned()))),
-            stranger: Box::new(join_token::Agent::new(Zeroizing::new("a-guess".to_owned()))),
-            circumstances: pki::circumstances(),
-            over: Err("an_expired_token_is_refused_and_used_up"),
-            challenges: 0,
-            redeemable: HashSet::from([join_token::hash("8f5b4d62-the-token")]),
-            idle: &[],
-            _files: Vec::new(),
-        }]),
-        x509pop::NAME => Some(
-            // The unused sibling in each message is there as null, as in SPIRE; its name is not looked at.
-            [(&rcgen::PKCS_ECDSA_P256_SHA256, "\"rsa_signature\""), (&rcgen::PKCS_RSA_SHA256, "\"ecdsa_signature\"")]
-                .into_iter()
-                .map(|(algorithm, sibling)| {
-                    let (own, theirs, ca) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-                    let root = pki::root("Root");
-                    let of = |name: &str, place: &std::path::Path| {
-                        let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
-                        let leaf = pki::leaf_of(&root, &pki::leaf_params(name), key);
-                        Box::new(pki::agent(place, &[&leaf.der], &leaf.key))
-                    };
-                    Halves {
-                        server: Box::new(pki::server(ca.path(), &[&root], "")),
-                        agent: of("node", own.path()),
-                        stranger: of("stranger", theirs.path()),
-                        circumstances: pki::circumstances(),
-                        over: Ok(Timestamp::from_secs(2_100_000_000)),
-                        challenges: 1,
-                        redeemable: HashSet::new(),
-                        idle: if sibling == "\"rsa_signature\"" { &["rsa_signature"] } else { &["ecdsa_signature"] },
-                        _files: vec![own, theirs, ca],
-                    }
-                })
-                .collect(),
-        ),
-        _ => None,
-    }
+/// A trust domain that a node may join, in the year 2026.
+pub(super) fn circumstances() -> Circumstances {
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let bundle = Some(Arc::new(Bundle::empty(trust_domain.clone())));
+    Circumstances { trust_domain, bundle, now: Timestamp::from_secs(1_780_000_000), address: None }
 }
 
 /// Every pair of every attestor in the list.
 fn listed() -> Vec<(&'static str, Halves)> {
-    let of = |name: &&'static str| {
-        let pairs = halves(name).unwrap_or_else(|| panic!("node attestor `{name}` is listed and has no halves in the conformance suite"));
-        pairs.into_iter().map(|pair| (*name, pair)).collect::<Vec<_>>()
-    };
-    ALL.iter().flat_map(of).collect()
+    ALL.iter().flat_map(|attestor| (attestor.halves)().into_iter().map(|pair| (attestor.name, pair))).collect()
 }
 
 /// What is done to the messages on their way.

@@ -1,4 +1,4 @@
-//! Node attestors: how a machine proves to the server which one it is.
+//! Node attestors: how a machine proves to the server which one it is. `ARCHITECTURE.md` says how to add one.
 
 #[cfg(test)]
 mod conformance;
@@ -14,11 +14,36 @@ use countersign_identity::{Bundle, Selector, Timestamp, TrustDomain};
 
 use crate::Pending;
 
-/// Every built-in node attestor, by its configuration name, which is also its selector type and path segment.
-pub const ALL: &[&str] = &[join_token::NAME, x509pop::NAME];
+/// Every built-in node attestor. Server, agent and conformance suite know those that are here, and no others.
+pub const ALL: &[Attestor] = &[join_token::ATTESTOR, x509pop::ATTESTOR];
 
 /// Largest payload or answer of a node attestor; a TPM's with certificates has a few kilobytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// A built-in node attestor, as its own folder describes it.
+#[derive(Debug)]
+pub struct Attestor {
+    /// Its configuration name, which is also its folder, its selector type and its path segment.
+    pub name: &'static str,
+    /// Makes the server's half from the block, for errors about it, and its `plugin_data`.
+    server: fn(&Section, Section) -> Made<dyn ServerHalf>,
+    /// Makes the agent's half in the same way.
+    agent: fn(&Section, Section, Provided) -> Made<dyn AgentHalf>,
+    /// Good pairs of halves, and strangers, for the conformance suite.
+    #[cfg(test)]
+    halves: fn() -> Vec<conformance::Halves>,
+}
+
+/// A half, or what is wrong with its settings.
+type Made<H> = Result<Arc<H>, ConfigError>;
+
+/// What an agent gives to its half besides `plugin_data`.
+struct Provided {
+    /// From the `agent` block, where SPIRE has it; empty without one.
+    join_token: zeroize::Zeroizing<String>,
+    /// Fetches SVIDs of another Workload API.
+    svids: Arc<dyn x509pop::SvidSource>,
+}
 
 /// What a node proved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,14 +183,7 @@ pub trait AgentHalf: Send + Sync {
 /// # Errors
 /// Unknown, or a wrong setting.
 pub fn build_server(name: &str, block: &Section, data: Section) -> Result<Arc<dyn ServerHalf>, ConfigError> {
-    match name {
-        join_token::NAME => {
-            data.finish()?;
-            Ok(Arc::new(join_token::Server))
-        }
-        x509pop::NAME => Ok(Arc::new(x509pop::Server::read(block, data)?)),
-        _ => Err(unknown(name, block)),
-    }
+    (find(name, block)?.server)(block, data)
 }
 
 /// Makes the agent's half of this name from its `plugin_data`. The join token is in the `agent` block, as in SPIRE; SVIDs of
@@ -180,18 +198,14 @@ pub fn build_agent(
     token: zeroize::Zeroizing<String>,
     svids: Arc<dyn x509pop::SvidSource>,
 ) -> Result<Arc<dyn AgentHalf>, ConfigError> {
-    match name {
-        join_token::NAME => {
-            data.finish()?;
-            // Without a token the agent may still go on with the SVID it has.
-            Ok(Arc::new(join_token::Agent::new(token)))
-        }
-        x509pop::NAME => Ok(Arc::new(x509pop::Agent::read(block, data, svids)?)),
-        _ => Err(unknown(name, block)),
-    }
+    (find(name, block)?.agent)(block, data, Provided { join_token: token, svids })
 }
 
-/// The error for a name that is not in the list.
-fn unknown(name: &str, block: &Section) -> ConfigError {
-    block.error(format!("there is no built-in NodeAttestor `{name}`")).hint(format!("built-in are {}; others come later", ALL.join(", ")))
+fn find(name: &str, block: &Section) -> Result<&'static Attestor, ConfigError> {
+    ALL.iter().find(|attestor| attestor.name == name).ok_or_else(|| {
+        let names: Vec<&str> = ALL.iter().map(|attestor| attestor.name).collect();
+        block
+            .error(format!("there is no built-in NodeAttestor `{name}`"))
+            .hint(format!("built-in are {}; others come later", names.join(", ")))
+    })
 }

@@ -1,13 +1,34 @@
 //! `join_token`: a node proves itself with a one-time secret that an administrator made for it. See `README.md` here.
 
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
 use countersign_identity::id::IdError;
 
-use super::{AgentHalf, Answers, Attempt, AttestError, Attested, Circumstances, Conversation, ServerHalf};
+use super::{AgentHalf, Answers, Attempt, AttestError, Attested, Attestor, Circumstances, Conversation, ServerHalf};
 use crate::Pending;
 use crate::keys::sha256;
 
 /// Its configuration name.
 pub const NAME: &str = "join_token";
+
+pub(super) const ATTESTOR: Attestor = Attestor {
+    name: NAME,
+    server: |_, data| {
+        data.finish()?;
+        Ok(Arc::new(Server))
+    },
+    agent: |_, data, provided| {
+        data.finish()?;
+        // Without a token the agent may still go on with the SVID it has.
+        Ok(Arc::new(Agent::new(provided.join_token)))
+    },
+    #[cfg(test)]
+    halves: tests::halves,
+};
+
 /// Longest token, in bytes: it becomes a segment of the agent's SPIFFE ID.
 pub const TOKEN_BYTES_MAX: usize = 255;
 

@@ -8,10 +8,22 @@ mod names;
 mod proof;
 mod server;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
+
+use std::sync::Arc;
+
+use super::Attestor;
 
 pub use agent::{Agent, Svid, SvidSource};
 pub use server::Server;
 
 /// Its configuration name.
 pub const NAME: &str = "x509pop";
+
+pub(super) const ATTESTOR: Attestor = Attestor {
+    name: NAME,
+    server: |block, data| Ok(Arc::new(Server::read(block, data)?)),
+    agent: |block, data, provided| Ok(Arc::new(Agent::read(block, data, provided.svids)?)),
+    #[cfg(test)]
+    halves: tests::halves,
+};

@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod conformance;
 mod names;
-pub(in crate::node) mod pki;
+mod pki;
 mod settings;
 mod wrong;
 
@@ -14,7 +15,10 @@ use rcgen::KeyPair;
 
 use super::proof::{Answer, Challenge, NodeKey, challenge, verify};
 use crate::node::AttestError;
-use pki::{attempt, circumstances};
+use crate::node::conformance::circumstances;
+use pki::attempt;
+
+pub(super) use conformance::halves;
 
 /// The texts of a refusal: what the node is told, and what the operator reads beside it.
 fn texts(result: Result<crate::node::Attested, AttestError>) -> (String, String) {

@@ -7,8 +7,9 @@ use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, TrustDomain};
 use rcgen::{DnType, KeyPair, SanType};
 
-use super::pki::{self, attempt, circumstances, uri};
+use super::pki::{self, attempt, uri};
 use super::texts;
+use crate::node::conformance::circumstances;
 use crate::node::{AttestError, Attested, Circumstances};
 
 async fn joins(settings: &str, params: &rcgen::CertificateParams) -> Result<Attested, AttestError> {

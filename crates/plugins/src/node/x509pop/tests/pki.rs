@@ -4,32 +4,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_config::ConfigError;
-use countersign_identity::{Bundle, Timestamp, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
 
 use crate::Pending;
 use crate::node::x509pop::{Agent, Server, Svid, SvidSource};
 use crate::node::{AgentHalf, AttestError, Attested, Circumstances, Conversation, ServerHalf};
 
-/// A time at which the certificates here are in force.
-pub(in crate::node) const NOW: Timestamp = Timestamp::from_secs(1_780_000_000);
-
-pub(in crate::node) type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(super) type Authority = CertifiedIssuer<'static, KeyPair>;
 
 /// A certificate with its key.
-pub(in crate::node) struct Leaf {
-    pub(in crate::node) der: Vec<u8>,
-    pub(in crate::node) key: KeyPair,
+pub(super) struct Leaf {
+    pub(super) der: Vec<u8>,
+    pub(super) key: KeyPair,
 }
 
-pub(in crate::node) fn authority_params(name: &str) -> CertificateParams {
+pub(super) fn authority_params(name: &str) -> CertificateParams {
     let mut params = leaf_params(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
-pub(in crate::node) fn leaf_params(name: &str) -> CertificateParams {
+pub(super) fn leaf_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -41,51 +37,51 @@ pub(in crate::node) fn leaf_params(name: &str) -> CertificateParams {
     params
 }
 
-pub(in crate::node) fn uri(text: &str) -> SanType {
+pub(super) fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
 }
 
-pub(in crate::node) fn root(name: &str) -> Authority {
+pub(super) fn root(name: &str) -> Authority {
     CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap()
 }
 
-pub(in crate::node) fn below(issuer: &Authority, params: CertificateParams) -> Authority {
+pub(super) fn below(issuer: &Authority, params: CertificateParams) -> Authority {
     CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), issuer).unwrap()
 }
 
-pub(in crate::node) fn leaf_of(issuer: &Authority, params: &CertificateParams, key: KeyPair) -> Leaf {
+pub(super) fn leaf_of(issuer: &Authority, params: &CertificateParams, key: KeyPair) -> Leaf {
     Leaf { der: params.signed_by(&key, issuer).unwrap().der().to_vec(), key }
 }
 
-pub(in crate::node) fn leaf(issuer: &Authority, name: &str) -> Leaf {
+pub(super) fn leaf(issuer: &Authority, name: &str) -> Leaf {
     leaf_of(issuer, &leaf_params(name), KeyPair::generate().unwrap())
 }
 
-pub(in crate::node) fn pem(certificates: &[&[u8]]) -> String {
+pub(super) fn pem(certificates: &[&[u8]]) -> String {
     certificates.iter().map(|der| countersign_identity::pem::write("CERTIFICATE", der)).collect()
 }
 
 /// Writes a file and returns its path.
-pub(in crate::node) fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
+pub(super) fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
     let path = directory.join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
 
 /// The server's half with these settings.
-pub(in crate::node) fn configured(settings: &str) -> Result<Server, ConfigError> {
+pub(super) fn configured(settings: &str) -> Result<Server, ConfigError> {
     let data = countersign_config::parse("server.conf", settings).unwrap();
     Server::read(&data.clone(), data)
 }
 
 /// The server's half that trusts these authorities, with more settings.
-pub(in crate::node) fn server(directory: &Path, roots: &[&Authority], settings: &str) -> Server {
+pub(super) fn server(directory: &Path, roots: &[&Authority], settings: &str) -> Server {
     let ders: Vec<&[u8]> = roots.iter().map(|r| r.der().as_ref()).collect();
     let path = write(directory, "ca.pem", &pem(&ders));
     configured(&format!("ca_bundle_path = \"{}\"\n{settings}", path.display())).unwrap()
 }
 
-pub(in crate::node) struct NoSource;
+pub(super) struct NoSource;
 
 impl SvidSource for NoSource {
     fn fetch<'a>(&'a self, _: &'a Path) -> Pending<'a, Result<Svid, String>> {
@@ -94,25 +90,20 @@ impl SvidSource for NoSource {
 }
 
 /// The agent's half with these settings.
-pub(in crate::node) fn agent_configured(settings: &str) -> Result<Agent, ConfigError> {
+pub(super) fn agent_configured(settings: &str) -> Result<Agent, ConfigError> {
     let data = countersign_config::parse("agent.conf", settings).unwrap();
     Agent::read(&data.clone(), data, Arc::new(NoSource))
 }
 
 /// The agent's half that shows this chain, leaf first, and has this key.
-pub(in crate::node) fn agent(directory: &Path, chain: &[&[u8]], key: &KeyPair) -> Agent {
+pub(super) fn agent(directory: &Path, chain: &[&[u8]], key: &KeyPair) -> Agent {
     let certificate = write(directory, "node.pem", &pem(chain));
     let key = write(directory, "node.key", &key.serialize_pem());
     agent_configured(&format!("certificate_path = \"{}\"\nprivate_key_path = \"{}\"", certificate.display(), key.display())).unwrap()
 }
 
-pub(in crate::node) fn circumstances() -> Circumstances {
-    let trust_domain = TrustDomain::parse("example.org").unwrap();
-    Circumstances { trust_domain: trust_domain.clone(), bundle: Some(Arc::new(Bundle::empty(trust_domain))), now: NOW, address: None }
-}
-
 /// Both halves in conversation.
-pub(in crate::node) struct Straight(pub(in crate::node) Box<dyn crate::node::Answers>);
+pub(super) struct Straight(pub(super) Box<dyn crate::node::Answers>);
 
 impl Conversation for Straight {
     fn challenge(&mut self, challenge: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>> {
@@ -121,7 +112,7 @@ impl Conversation for Straight {
 }
 
 /// An honest attempt of this agent with this server.
-pub(in crate::node) async fn attempt(server: &Server, agent: &Agent, circumstances: &Circumstances) -> Result<Attested, AttestError> {
+pub(super) async fn attempt(server: &Server, agent: &Agent, circumstances: &Circumstances) -> Result<Attested, AttestError> {
     let attempt = agent.begin().await?;
     server.attest(&attempt.payload, circumstances, &mut Straight(attempt.answers)).await
 }

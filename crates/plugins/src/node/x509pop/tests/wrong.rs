@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, SanType};
 
-use super::pki::{self, Leaf, circumstances};
+use super::pki::{self, Leaf};
 use super::texts;
 use crate::Pending;
+use crate::node::conformance::circumstances;
 use crate::node::x509pop::Server;
 use crate::node::x509pop::proof::{Bytes, Evidence, NodeKey};
 use crate::node::{AttestError, Attested, Conversation, ServerHalf as _};
