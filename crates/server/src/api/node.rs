@@ -69,7 +69,7 @@ impl node_server::Node for Api {
     }
 
     async fn issue(&self, request: Request<node::IssueRequest>) -> Result<Response<node::IssueResponse>, Status> {
-        tracing::trace!(hop = "parses");
+        tracing::trace!(hop = "takes the call");
         let caller = Self::caller(&request)?;
         let agent = Self::agent(&request)?;
         let patience = ratelimit::patience(request.metadata());

@@ -168,6 +168,7 @@ impl Api {
         params: &svid::NewX509svidParams,
         facts: Vec<countersign_identity::Selector>,
     ) -> Result<types::X509svid, Status> {
+        tracing::trace!(hop = "checks the request");
         let public_key = workload_request(params)?;
         let snapshot = self.store.snapshot();
         let allowed = Allowed::workload(&snapshot, agent, &params.entry_id, Wanted::X509, &self.lifetimes, facts, self.clock.now())

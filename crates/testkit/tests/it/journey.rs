@@ -1,4 +1,5 @@
-//! The map of one call in ARCHITECTURE.md against a real one: the same hops in the same order, each in a file that is there.
+//! The map of one call in ARCHITECTURE.md against a real one: the same hops in the same order, each in a
+//! file that is there and has the function named.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -62,18 +63,36 @@ impl Visit for Room {
     fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
 }
 
-/// The hops that the numbered list names, in its order.
+/// The text of a room's module.
+fn source(path: &Path) -> Option<String> {
+    let file = path.with_extension("rs");
+    if file.is_file() {
+        return Some(std::fs::read_to_string(file).unwrap());
+    }
+    std::fs::read_to_string(path.join("mod.rs")).ok()
+}
+
+/// The hops that the numbered list names, in its order. What is quoted without a slash is a function of the hop before.
 fn listed() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
     let section = text.split("## The journey of one `FetchX509SVID`").nth(1).expect("the section").split("\n## ").next().unwrap();
     let steps = section.lines().filter(|line| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok()));
-    let hops: Vec<String> = steps.flat_map(|step| step.split('`').skip(1).step_by(2)).map(ToOwned::to_owned).collect();
-    for hop in &hops {
-        let (room, file) = hop.split_once('/').unwrap();
-        let source = root.join("crates").join(room).join("src").join(file);
-        assert!(source.with_extension("rs").is_file() || source.join("mod.rs").is_file(), "`{hop}` is no file");
+    let mut hops: Vec<String> = Vec::new();
+    let mut functions = 0;
+    for quoted in steps.flat_map(|step| step.split('`').skip(1).step_by(2)) {
+        let hop = if quoted.contains('/') { quoted } else { hops.last().expect("a hop before its function") };
+        let (room, module) = hop.split_once('/').unwrap();
+        let text = source(&root.join("crates").join(room).join("src").join(module)).unwrap_or_else(|| panic!("`{hop}` is no module"));
+        if quoted == hop {
+            hops.push(quoted.to_owned());
+        } else {
+            let found = ["(", "<"].iter().any(|after| text.contains(&format!("fn {quoted}{after}")));
+            assert!(found, "`{hop}` has no function `{quoted}`");
+            functions += 1;
+        }
     }
+    assert!(functions >= hops.len(), "a hop names no function");
     hops
 }
 
