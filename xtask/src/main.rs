@@ -1,5 +1,6 @@
 //! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `simulate`, `record-demo`, `fuzz`, `mutants`, `ci`.
 
+mod documents;
 mod fuzz;
 mod generate;
 mod mutants;

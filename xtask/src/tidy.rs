@@ -32,6 +32,7 @@ pub(crate) fn run(root: &Path) -> Result<(), Failure> {
         let text = std::fs::read_to_string(path)?;
         check_file(&shown, &text, &mut breaches);
     }
+    crate::documents::check(root, &mut breaches)?;
     for breach in &breaches {
         say(breach);
     }

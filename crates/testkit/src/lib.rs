@@ -1,5 +1,6 @@
-//! What tests need and the product must never contain: a whole trust domain in one process, virtual time, a disk that loses
-//! power, files that cannot grow. A dev-dependency of the other crates, never an ordinary one.
+//! What tests need and the product must never contain: a whole trust domain in one process, virtual time, disks that lose
+//! power or are full, the seeded simulation on top of them, and the fuzz targets. A dev-dependency of the other crates, never
+//! an ordinary one.
 
 pub mod clock;
 pub mod domain;

@@ -1,4 +1,4 @@
-//! The edge of the process: sockets and TLS, who is at the other end, limits, the clock, and whoever watches.
+//! The edge of the process: sockets and TLS, who is at the other end, limits, the clock, randomness, and whoever watches.
 //!
 //! Turns connections into identities: a workload's process by its pidfd, a TLS peer by its verified SPIFFE ID. It must
 //! never decide what a caller may do, and never accept a name that did not come from verified bytes. Called by `server`,
