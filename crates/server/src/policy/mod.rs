@@ -10,3 +10,6 @@ pub mod table;
 
 pub use allowed::Allowed;
 pub use caller::{Caller, Kind};
+
+#[cfg(test)]
+mod tests;
