@@ -18,7 +18,7 @@ use countersign_wire::agent_admin::{
 };
 use countersign_wire::{id, types};
 use tokio::sync::Semaphore;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Api;
 use crate::attest::{Attestors, Verdict};
@@ -36,6 +36,8 @@ const OPERATORS_MAX: usize = 4;
 const OTHERS_MAX: usize = 2;
 /// Bytes of selectors told: a process may have 65,536 groups, and a message four MiB.
 const SELECTORS_BYTES_MAX: usize = 1 << 20;
+/// The last of gRPC's codes.
+const LAST_CODE: i32 = 16;
 /// Longest text of a server told, in characters: a sentence with a cause.
 const TEXT_CHARS_MAX: usize = 1024;
 
@@ -194,7 +196,7 @@ impl Admin {
             if operator {
                 agent.usual_parent_id = found.usual_parent.as_ref().map(ToString::to_string).unwrap_or_default();
             }
-            (answer.matching, holdings) = matching(api, &found, now);
+            (answer.matching, holdings) = matching(api, &found, reach, now);
             answer.matching_left_out = number(found.matching_left_out);
             answer.nearest = found.nearest.iter().map(|near| near_to_wire(near, now)).collect();
             answer.nearest_left_out = number(found.nearest_left_out);
@@ -225,7 +227,7 @@ impl admin_server::Admin for Admin {
 }
 
 /// What is held for each entry that matches.
-fn matching(api: &Api, found: &Found, now: Timestamp) -> (Vec<MatchingEntry>, Vec<Holding>) {
+fn matching(api: &Api, found: &Found, reach: Reach, now: Timestamp) -> (Vec<MatchingEntry>, Vec<Holding>) {
     let owners = hint_owners(found.matching.iter());
     let one = |entry: &Arc<Entry>| {
         let held = api.cache.identity(&entry.id);
@@ -237,7 +239,10 @@ fn matching(api: &Api, found: &Found, now: Timestamp) -> (Vec<MatchingEntry>, Ve
         let told = MatchingEntry {
             entry: Some(name_to_wire(entry)),
             svid_expires_at: svid.map_or(0, |s| s.expires_at.secs()),
-            failure: failure.chars().take(TEXT_CHARS_MAX).collect(),
+            failure: match reach {
+                Reach::Everything => failure.chars().take(TEXT_CHARS_MAX).collect(),
+                Reach::Shared => code_alone(failure),
+            },
             failed_attempts: progress.failed_attempts,
             in_flight: progress.in_flight,
             next_attempt_secs: u32::try_from(progress.next_attempt.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
@@ -246,6 +251,16 @@ fn matching(api: &Api, found: &Found, now: Timestamp) -> (Vec<MatchingEntry>, Ve
         (told, holding)
     };
     found.matching.iter().map(one).unzip()
+}
+
+/// A failure without the server's words, which are for root and the agent's user: the meaning of its code, which comes first.
+fn code_alone(failure: &str) -> String {
+    if failure.is_empty() {
+        return String::new();
+    }
+    let is_first = |code: &String| failure.strip_prefix(code.as_str()).is_some_and(|words| words.starts_with(": "));
+    let code = (1..=LAST_CODE).map(|code| Code::from(code).to_string()).find(is_first);
+    code.unwrap_or_else(|| "the agent's log says why".to_owned())
 }
 
 fn number(count: usize) -> u32 {
@@ -303,6 +318,15 @@ fn shown(selectors: &[Selector]) -> (Vec<types::Selector>, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_failure_others_are_told_the_code_alone() {
+        for code in (1..=LAST_CODE).map(Code::from) {
+            assert_eq!(code_alone(&format!("{code}: the key of spiffe://example.org/x: is lost")), code.to_string());
+        }
+        assert_eq!(code_alone(""), "");
+        assert_eq!(code_alone("the server's answer is for another key: of spiffe://example.org/x"), "the agent's log says why");
+    }
 
     #[test]
     fn what_does_not_fit_into_a_message_is_counted() {

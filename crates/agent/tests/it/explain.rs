@@ -230,6 +230,32 @@ async fn what_the_server_last_said_is_told_whether_it_refused_or_went_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_user_is_told_that_the_server_failed_and_not_its_words() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let world = world().await;
+    let lazy = types::entry::AdditionalAttributes { disable_x509_svid_prefetch: true, ..types::entry::AdditionalAttributes::default() };
+    let entry = message("/theirs", &[selector(&format!("unix:uid:{NOBODY}"))]);
+    world.entries(vec![types::Entry { additional_attributes: Some(lazy), ..entry }]).await;
+    let (stranger, stream) = Caller::connect(&socket(&world), Some(NOBODY));
+    let channel = Workload::over(tokio::net::UnixStream::from_std(stream).unwrap()).await.unwrap().channel;
+    explained(&world, Some(Subject::Pid(stranger.pid())), |a| a.matching.len() == 1).await;
+    world.domain.stop_server().await;
+    explained(&world, None, |a| !a.server.as_ref().unwrap().connected).await;
+    let (_fetcher, stream) = Caller::connect(&world.socket(), Some(NOBODY));
+    let workload = Workload::over(tokio::net::UnixStream::from_std(stream).unwrap()).await.unwrap();
+    workload.x509_svid_within(std::time::Duration::from_millis(400)).await.unwrap_err();
+    let whole = explained(&world, Some(Subject::Pid(stranger.pid())), |a| !a.matching[0].failure.is_empty()).await;
+    let told = ask(channel, None).await.unwrap();
+    let (whole_failure, told_failure) = (&whole.matching[0].failure, &told.matching[0].failure);
+    assert!(whole_failure.starts_with(&format!("{told_failure}: ")), "`{told_failure}` of `{whole_failure}`");
+    assert!(!told_failure.is_empty() && !whole.server.unwrap().last_error.is_empty());
+    let server = told.server.unwrap();
+    assert_eq!((server.last_error.as_str(), server.last_error_at), ("", 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn too_many_selectors_are_refused_and_a_process_that_has_them_is_served() {
     let world = world().await;
     let many: Vec<String> = (0..1025).map(|n| format!("unix:supplementary_gid:{n}")).collect();
