@@ -390,6 +390,8 @@ impl Sync {
                 Ended::Refused(reason) => Renewal::Refused(reason),
                 _ => {
                     tracing::error!(error = status.message(), hint = self.node.how_to_join(), "Could not rotate agent SVID");
+                    let reason = format!("could not renew the agent's own SVID: {}: {}", status.code(), status.message());
+                    self.node.standing.failed(&reason, self.clock.now());
                     Renewal::Failed
                 }
             },

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use countersign_testkit::domain::{own_uid, until};
+use countersign_testkit::scripted::{Fate, RENEW};
 use countersign_testkit::workload::Workload;
 use countersign_transport::client;
 use countersign_wire::agent_admin::admin_client::AdminClient;
@@ -15,6 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::child::Caller;
+use crate::puppet::Puppet;
 use crate::support::{World, message, node, selector};
 
 /// The user of whom nobody expects anything.
@@ -253,6 +255,25 @@ async fn another_user_is_told_that_the_server_failed_and_not_its_words() {
     assert!(!told_failure.is_empty() && !whole.server.unwrap().last_error.is_empty());
     let server = told.server.unwrap();
     assert_eq!((server.last_error.as_str(), server.last_error_at), ("", 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_to_renew_the_agents_own_svid_is_told() {
+    let mut puppet = Puppet::new().await;
+    let apart = tempfile::tempdir().unwrap();
+    let socket = apart.path().join("admin.sock");
+    puppet.extra = Box::leak(format!("admin_socket_path = \"{}\"", socket.display()).into_boxed_str());
+    // Without a detail that says what of the agent counts no longer, it goes on trying.
+    puppet.server.decide(RENEW, Some(Fate::Refused(Status::permission_denied("not this one"))));
+    puppet.start_agent().await;
+    let channel = client::unix(&socket).await.unwrap();
+    let look = || async {
+        puppet.clock.advance(std::time::Duration::from_secs(20));
+        let server = ask(channel.clone(), None).await.ok()?.server?;
+        Some(server.last_error).filter(|e| e.starts_with("could not renew the agent's own SVID: "))
+    };
+    let told = until("the refusal is told", look).await.unwrap();
+    assert!(told.ends_with(": not this one"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
