@@ -231,7 +231,9 @@ fn verdict(answer: &ExplainResponse) -> String {
     };
     match answer.conclusion() {
         Conclusion::HasIdentity => {
-            let all = given(answer).count() + usize::try_from(answer.matching_left_out).unwrap_or(0);
+            // What the server was asked for in vain is an entry and no identity.
+            let had = given(answer).filter(|m| m.svid_expires_at != 0 || m.failure.is_empty());
+            let all = had.count() + usize::try_from(answer.matching_left_out).unwrap_or(0);
             format!("{who} gets {}.", count(all, "identity", "identities"))
         }
         Conclusion::NoMatchingEntry => format!("{who} gets no identity: no entry on this node matches."),
@@ -401,4 +403,22 @@ fn to_json(answer: &ExplainResponse) -> Value {
         "last_denial": answer.last_denial.as_ref().map(|d| json!({"at": d.at.to_string(), "pid": d.pid, "uid": d.uid})),
         "advice": advice(answer),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_whose_svid_was_asked_for_in_vain_is_no_identity() {
+        let held = MatchingEntry { svid_expires_at: 1, failure: "its renewal failed".to_owned(), ..MatchingEntry::default() };
+        let lazy = MatchingEntry::default();
+        let failed = MatchingEntry { failure: "the server said no".to_owned(), ..MatchingEntry::default() };
+        let hidden = MatchingEntry { hidden_by: "older".to_owned(), ..held.clone() };
+        let said = |matching: Vec<MatchingEntry>| {
+            verdict(&ExplainResponse { conclusion: Conclusion::HasIdentity.into(), matching, ..ExplainResponse::default() })
+        };
+        assert_eq!(said(vec![held.clone(), failed.clone(), hidden]), "A process with these selectors gets 1 identity.");
+        assert_eq!(said(vec![held, lazy, failed]), "A process with these selectors gets 2 identities.");
+    }
 }
