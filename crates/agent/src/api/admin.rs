@@ -128,6 +128,7 @@ impl Admin {
     async fn answer(&self, about: About, reach: Reach) -> Result<ExplainResponse, Status> {
         let mut answer = ExplainResponse::default();
         let mut is_attested = true;
+        let mut forgotten = 0;
         let selectors = match about {
             About::Process(peer) => {
                 let verdicts = self.0.attestors.ask(&peer, Some(ATTESTOR_PATIENCE)).await;
@@ -145,13 +146,15 @@ impl Admin {
                     return Err(Status::not_found(format!("the process {} has ended while it was looked at", peer.pid)));
                 }
                 answer.process = Some(process);
-                answer.last_denial = self.0.joined.get().and_then(|api| api.denials.of(peer.pid)).map(|d| denial_to_wire(&d));
+                let denied = self.0.joined.get().and_then(|api| api.denials.of(peer.pid));
+                answer.last_denial = denied.map(|d| denial_to_wire(&d));
                 selector::sorted(verdicts.into_iter().filter_map(|v| v.found.ok()).flatten().collect())
             }
             About::Denied(denied) => {
                 answer.process =
                     Some(Process { pid: denied.pid, uid: denied.uid, gid: denied.gid, program: String::new(), has_ended: true });
                 answer.last_denial = Some(denial_to_wire(&denied));
+                forgotten = denied.selectors_left_out;
                 denied.selectors.to_vec()
             }
             About::Selectors(selectors) => selectors,
@@ -202,6 +205,7 @@ impl Admin {
             answer.nearest_left_out = number(found.nearest_left_out);
         }
         (answer.selectors, answer.selectors_left_out) = shown(&selectors);
+        answer.selectors_left_out = answer.selectors_left_out.saturating_add(number(forgotten));
         answer.server = Some(server);
         answer.agent = Some(agent);
         answer.conclusion = explain::conclude(readiness, &holdings).into();

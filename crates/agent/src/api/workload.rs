@@ -184,7 +184,8 @@ impl Api {
         let (pid, uid, gid) = (caller.peer.pid, caller.peer.uid, caller.peer.gid);
         let hint = format!("countersign explain --pid {pid}");
         tracing::error!(service = "WorkloadAPI", pid, uid, registered = false, hint, "No identity issued");
-        self.denials.note(Denied { pid, uid, gid, at: self.clock.now(), selectors: Arc::clone(&caller.selectors) });
+        let selectors = Arc::clone(&caller.selectors);
+        self.denials.note(Denied { pid, uid, gid, at: self.clock.now(), selectors, selectors_left_out: 0 });
         Status::permission_denied(NO_IDENTITY)
     }
 
