@@ -147,7 +147,7 @@ impl Admin {
                 }
                 answer.process = Some(process);
                 let denied = self.0.joined.get().and_then(|api| api.denials.of(peer.pid));
-                answer.last_denial = denied.map(|d| denial_to_wire(&d));
+                answer.last_denial = denied.filter(|d| may_be_told(d, peer.uid, reach)).map(|d| denial_to_wire(&d));
                 selector::sorted(verdicts.into_iter().filter_map(|v| v.found.ok()).flatten().collect())
             }
             About::Denied(denied) => {
@@ -280,6 +280,12 @@ fn verdict_to_wire(verdict: &Verdict) -> AttestorVerdict {
     }
 }
 
+/// Whether a denial may be told of to who asks about a process of this user. The number may have been another user's process
+/// when it was denied.
+fn may_be_told(denied: &Denied, uid: u32, reach: Reach) -> bool {
+    reach == Reach::Everything || denied.uid == uid
+}
+
 fn denial_to_wire(denied: &Denied) -> Denial {
     Denial { at: denied.at.secs(), pid: denied.pid, uid: denied.uid }
 }
@@ -330,6 +336,14 @@ mod tests {
         }
         assert_eq!(code_alone(""), "");
         assert_eq!(code_alone("the server's answer is for another key: of spiffe://example.org/x"), "the agent's log says why");
+    }
+
+    #[test]
+    fn the_denial_of_another_user_who_had_the_number_is_for_operators() {
+        let at = Timestamp::from_secs(1);
+        let denied = Denied { pid: 7, uid: 1, gid: 1, at, selectors: Arc::default(), selectors_left_out: 0 };
+        let told = [(1, Reach::Shared), (2, Reach::Shared), (2, Reach::Everything)].map(|(uid, reach)| may_be_told(&denied, uid, reach));
+        assert_eq!(told, [true, false, true]);
     }
 
     #[test]
