@@ -1,6 +1,7 @@
 //! Why a process gets the identities it gets, or none: which entries its selectors satisfy, and how near the others come.
 //!
-//! Looks at every entry of this agent, once for each question, on a copy of the list: nothing that serves workloads waits.
+//! Looks at every entry of this agent, once for each question, on a copy of the list: what serves workloads waits for the
+//! copying at most, which clones a pointer for each entry.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -181,21 +181,23 @@ impl Admin {
             server.last_contact = api.sync.last_contact().secs();
             server.revision = api.cache.revision();
             let now = self.0.clock.now();
-            let mut entries = api.cache.entries();
-            entries.retain(|entry| !explain::names_the_node(entry));
+            let (cache, wanted) = (Arc::clone(&api.cache), selectors.clone());
+            // In a thread of its own: with very many entries it would hold up a worker that serves workloads.
+            let search = move || {
+                let mut entries = cache.entries();
+                entries.retain(|entry| !explain::names_the_node(entry));
+                (entries.len(), explain::search(&entries, &wanted, reach, now))
+            };
+            let searched = tokio::task::spawn_blocking(search).await;
+            let (entries, found) = searched.map_err(|_| Status::unavailable("the agent is shutting down"))?;
             agent = Agent {
                 spiffe_id: svid.as_ref().map(|s| s.id.to_string()).unwrap_or_default(),
                 svid_expires_at: svid.as_ref().map_or(0, |s| s.expires_at.secs()),
-                entries: number(entries.len()),
+                entries: number(entries),
                 entries_known: readiness.entries_known,
-                svids_held: number(api.cache.held().0),
+                svids_held: number(api.cache.svids_held()),
                 usual_parent_id: String::new(),
             };
-            let wanted = selectors.clone();
-            // In a thread of its own: with very many entries it would hold up a worker that serves workloads.
-            let found = tokio::task::spawn_blocking(move || explain::search(&entries, &wanted, reach, now))
-                .await
-                .map_err(|_| Status::unavailable("the agent is shutting down"))?;
             if operator {
                 agent.usual_parent_id = found.usual_parent.as_ref().map(ToString::to_string).unwrap_or_default();
             }

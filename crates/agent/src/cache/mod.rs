@@ -240,6 +240,11 @@ impl Cache {
         self.read().entries.values().map(|h| Arc::clone(&h.entry)).collect()
     }
 
+    /// How many SVIDs are held, without a look at the entries.
+    pub(crate) fn svids_held(&self) -> usize {
+        self.read().held
+    }
+
     /// How many SVIDs are held, and when the first of them ends.
     pub(crate) fn held(&self) -> (usize, Option<Timestamp>) {
         let state = self.read();

@@ -259,7 +259,7 @@ proptest! {
                 let heard = woken(stream);
                 prop_assert!(heard || model.visible(*bits) == before, "a change went unnoticed by {bits:#b}");
             }
-            prop_assert_eq!(cache.held().0, model.held());
+            prop_assert_eq!((cache.held().0, cache.svids_held()), (model.held(), model.held()));
             prop_assert_eq!(cache.has_room(), model.held() < MAX);
             prop_assert_eq!(cache.is_caught_up(), model.caught_up);
             prop_assert_eq!(cache.subscribers.count(), streams.len());
