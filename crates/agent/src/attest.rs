@@ -61,8 +61,8 @@ impl Attestors {
         Ok(Caller { peer: peer.clone(), selectors, program })
     }
 
-    /// What each attestor says of a process, and how long it took. With patience, an attestor that takes longer counts as
-    /// failed.
+    /// What each attestor says of a process, and how long it took. With patience, an attestor that waits longer for
+    /// something counts as failed; one that works in place, as `unix` does while it hashes a program, is not interrupted.
     pub(crate) async fn ask(&self, peer: &Peer, patience: Option<Duration>) -> Vec<Verdict> {
         // The common case spawns nothing.
         if let [only] = self.0.as_slice() {

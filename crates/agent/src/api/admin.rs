@@ -27,7 +27,9 @@ use crate::denials::Denied;
 use crate::explain::{self, Found, Holding, Near, Reach, Readiness};
 use crate::node::Node;
 
-/// How long an attestor may take for an explanation. Longer than any takes that works, and short enough for whoever waits.
+/// How long an attestor may take for an explanation. Longer than any takes that works, and short enough for whoever waits. It
+/// ends what waits and nothing that works in place: `unix` hashes a program to its end, however large a file its
+/// `workload_size_limit` lets through.
 const ATTESTOR_PATIENCE: Duration = Duration::from_secs(5);
 /// Questions of root and the agent's user answered at once; more wait their turn.
 const OPERATORS_MAX: usize = 4;
