@@ -52,12 +52,6 @@ pub(crate) struct Found {
     pub(crate) usual_parent: Option<SpiffeId>,
 }
 
-/// Whether an entry names this node instead of a workload, as the alias does that a join token brings. No workload has its
-/// selectors, and none is meant to.
-pub(crate) fn names_the_node(entry: &Entry) -> bool {
-    entry.parent_id.is_agent() && entry.selectors.iter().all(|s| s.kind() == "spiffe_id")
-}
-
 /// Searches the entries for these selectors, which must be sorted.
 pub(crate) fn search(entries: &[Arc<Entry>], selectors: &[Selector], reach: Reach, now: Timestamp) -> Found {
     let mut found = Found { usual_parent: usual_parent(entries), ..Found::default() };

@@ -212,6 +212,12 @@ impl Entry {
         self.parent_id.path() == "/spire/server"
     }
 
+    /// Whether it names nodes instead of a workload: a node alias, or what a join token brings to give its agent another ID.
+    /// No workload has its selectors, and none is meant to.
+    pub fn names_a_node(&self) -> bool {
+        self.is_alias() || (self.parent_id.is_agent() && self.selectors.iter().all(|s| s.kind() == "spiffe_id"))
+    }
+
     /// Whether it has ended at this time.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|end| end <= now)

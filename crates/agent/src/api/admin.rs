@@ -187,7 +187,7 @@ impl Admin {
             // In a thread of its own: with very many entries it would hold up a worker that serves workloads.
             let search = move || {
                 let mut entries = cache.entries();
-                entries.retain(|entry| !explain::names_the_node(entry));
+                entries.retain(|entry| !entry.names_a_node());
                 (entries.len(), explain::search(&entries, &wanted, reach, now))
             };
             let searched = tokio::task::spawn_blocking(search).await;

@@ -192,3 +192,16 @@ fn an_entry_below_the_server_is_an_alias() {
     assert!(!entry().is_alias());
     assert!(Entry { parent_id: td("example.org").server_id(), ..entry() }.is_alias());
 }
+
+#[test]
+fn an_alias_and_what_a_join_token_brings_name_a_node() {
+    let agent = "spiffe://example.org/spire/agent/join_token/a";
+    let of = |parent: &str, selector: &str| Entry { parent_id: id(parent), selectors: vec![Selector::parse(selector).unwrap()], ..entry() };
+    let named = format!("spiffe_id:{agent}");
+    assert!(of("spiffe://example.org/spire/server", "unix:uid:1").names_a_node());
+    assert!(of(agent, &named).names_a_node());
+    assert!(!of(agent, "unix:uid:1").names_a_node());
+    assert!(!of("spiffe://example.org/host", &named).names_a_node());
+    let mixed = [named.as_str(), "unix:uid:1"].map(|s| Selector::parse(s).unwrap()).to_vec();
+    assert!(!Entry { selectors: mixed, ..of(agent, &named) }.names_a_node());
+}

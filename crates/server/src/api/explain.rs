@@ -156,8 +156,7 @@ fn findings(
     if let Some(end) = entry.expires_at.filter(|_| entry.is_expired(now)) {
         found.push(Finding { at: end.secs(), ..of(Cause::Expired) });
     }
-    let is_alias = entry.is_alias() || (entry.parent_id.is_agent() && entry.selectors.iter().all(|s| s.kind() == "spiffe_id"));
-    if is_alias {
+    if entry.names_a_node() {
         found.push(of(Cause::IsAlias));
     }
     if entry.store_svid {
