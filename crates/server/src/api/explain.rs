@@ -162,11 +162,14 @@ fn findings(
     if entry.store_svid {
         found.push(of(Cause::Stored));
     }
-    let similar = |id: &SpiffeId| snapshot.nearest_parent(id, entry).map(|id| id.to_string()).unwrap_or_default();
-    for unknown in ancestry.unknown.iter().take(FINDINGS_MAX) {
+    let unknown: Vec<&SpiffeId> = ancestry.unknown.iter().take(FINDINGS_MAX).collect();
+    let absent: Vec<&SpiffeId> = ancestry.agents.iter().filter(|id| snapshot.node(id).is_none()).take(FINDINGS_MAX).collect();
+    let searches = unknown.len() + absent.len();
+    let similar = |id: &SpiffeId| snapshot.nearest_parent(id, entry, searches).map(|id| id.to_string()).unwrap_or_default();
+    for unknown in unknown {
         found.push(Finding { subject: unknown.to_string(), similar: similar(unknown), ..of(Cause::ParentUnknown) });
     }
-    for absent in ancestry.agents.iter().filter(|id| snapshot.node(id).is_none()).take(FINDINGS_MAX) {
+    for absent in absent {
         found.push(Finding { subject: absent.to_string(), similar: similar(absent), ..of(Cause::AgentNotAttested) });
     }
     let own = entry.is_alias().then(|| Arc::new(entry.clone()));

@@ -9,9 +9,9 @@ use countersign_identity::{Entry, Selector, SpiffeId};
 use super::Snapshot;
 use crate::model::Node;
 
-/// SPIFFE IDs looked at for one that is similar: comparing twenty thousand takes some milliseconds, and a mistyped name is
-/// not worth more.
-const CANDIDATES_MAX: usize = 20_000;
+/// Steps of comparing SPIFFE IDs for similar ones, for one explanation: comparing two takes as many as the product of their
+/// paths' lengths. All together take about a tenth of a second, and a mistyped name is not worth more.
+const STEPS_MAX: usize = 50_000_000;
 
 /// Where the ways up from an entry lead.
 #[derive(Debug, Clone, Default)]
@@ -88,15 +88,22 @@ impl Snapshot {
     }
 
     /// The SPIFFE ID most like this one that an agent has or an entry grants, if one is like it. Not that of the entry whose
-    /// parent is looked for.
-    pub fn nearest_parent(&self, wanted: &SpiffeId, of: &Entry) -> Option<SpiffeId> {
+    /// parent is looked for. Each of so many that are looked for in one explanation gets its share of the steps; with very many
+    /// IDs or very long ones a similar one may be missed.
+    pub fn nearest_parent(&self, wanted: &SpiffeId, of: &Entry, searches: usize) -> Option<SpiffeId> {
+        let mut left = STEPS_MAX / searches.max(1);
         let granted = self.by_spiffe_id.keys();
         // As many edits as a slip of the keyboard or a forgotten word take.
         let likeness_max = 3.max(wanted.path().len() / 4);
         granted
             .chain(self.nodes.keys())
             .filter(|id| **id != of.spiffe_id && id.path().len().abs_diff(wanted.path().len()) <= likeness_max)
-            .take(CANDIDATES_MAX)
+            .take_while(|id| {
+                let steps = id.path().len().saturating_mul(wanted.path().len());
+                let is_affordable = steps <= left;
+                left = left.saturating_sub(steps);
+                is_affordable
+            })
             .map(|id| (strsim::levenshtein(wanted.path(), id.path()), id))
             .min()
             .filter(|(edits, _)| *edits <= likeness_max)

@@ -234,3 +234,18 @@ async fn similar_entries_are_found_by_identity_parent_and_selectors() {
     assert_eq!(similar(&agent("b"), "/w", &["u:1", "u:2"]), None);
     assert_eq!(similar(&agent("b"), "/v", &["u:1"]), None);
 }
+
+#[tokio::test]
+async fn a_similar_id_is_looked_for_within_limits() {
+    let store = Store::open(&on(&PowerLoss::register())).unwrap();
+    let long = |end: &str| id(&format!("/{}{end}", "l".repeat(2000)));
+    let granted = [("short", id("/racks/seven")), ("long", long("seven"))];
+    write(&store, granted.map(|(name, granted)| Change::EntryPut(Arc::new(entry(name, &agent("a"), &granted))))).await.unwrap();
+    let snapshot = store.snapshot();
+    let below = entry("below", &agent("a"), &id("/below"));
+    let nearest = |wanted: &SpiffeId, searches| snapshot.nearest_parent(wanted, &below, searches);
+    assert_eq!(nearest(&id("/racks/sevn"), 20), Some(id("/racks/seven")));
+    assert_eq!(nearest(&long("sevn"), 1), Some(long("seven")));
+    // Comparing these two takes more than a twentieth of what may be spent.
+    assert_eq!(nearest(&long("sevn"), 20), None);
+}
