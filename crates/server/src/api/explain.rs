@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use countersign_identity::{Entry, SpiffeId, Timestamp};
 use countersign_store::{Ancestry, Node, Snapshot};
@@ -22,6 +23,9 @@ const AGENTS_MAX: usize = 100;
 const FINDINGS_MAX: usize = 10;
 /// Selectors told that an agent lacks: enough to see what is wrong, and bounded with the longest selectors there are.
 const MISSING_MAX: usize = 20;
+/// An agent heard of within this time is there though it follows nothing: SPIRE's ask every five seconds, and after some failures
+/// once in a while.
+const HEARD_LATELY: Duration = Duration::from_secs(90);
 /// Records of the journal read for who holds an SVID: what one question to it returns at most.
 const RECORDS_MAX: usize = 10_000;
 
@@ -87,9 +91,17 @@ fn explain(api: &Api, snapshot: &Snapshot, entry: &Entry, holders: &Holders, now
     for agent in &agents {
         *counts.entry(agent.state).or_default() += 1;
     }
+    let is_connected = agents.iter().any(|a| matches!(a.state(), AgentState::HasIt | AgentState::Behind));
+    let mut polls = authorized.iter().zip(&agents).filter(|(_, a)| !is_connected && a.state() == AgentState::NotConnected);
+    let is_polled = {
+        // Where none follows alone, and until one is found: every call of an agent waits for this lock.
+        let seen = api.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        polls.any(|(id, _)| seen.get(id).is_some_and(|s| now.since(s.at) <= HEARD_LATELY))
+    };
+    let reached = Reached { has_it: count(&counts, AgentState::HasIt), behind: count(&counts, AgentState::Behind), is_polled };
     // Trouble first: the states are numbered by it.
     agents.sort_by_key(|agent| std::cmp::Reverse((agent.state, agent.behind)));
-    let findings = findings(snapshot, entry, &ancestry, &authorized, &counts, holders, now);
+    let findings = findings(snapshot, entry, &ancestry, &authorized, reached, holders, now);
     let agents_left_out = agents.len().saturating_sub(AGENTS_MAX);
     agents.truncate(AGENTS_MAX);
     // Of those that are told alone: every call of an agent waits for this lock.
@@ -111,6 +123,19 @@ fn explain(api: &Api, snapshot: &Snapshot, entry: &Entry, holders: &Holders, now
         holders_incomplete: holders.is_incomplete,
         findings,
     }
+}
+
+/// How far agents can be reached.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    has_it: u32,
+    behind: u32,
+    /// None follows, and at least one was heard of lately.
+    is_polled: bool,
+}
+
+fn count(counts: &BTreeMap<i32, u32>, state: AgentState) -> u32 {
+    counts.get(&i32::from(state)).copied().unwrap_or_default()
 }
 
 fn number(count: usize) -> u32 {
@@ -146,12 +171,11 @@ fn findings(
     entry: &Entry,
     ancestry: &Ancestry,
     authorized: &BTreeSet<SpiffeId>,
-    counts: &BTreeMap<i32, u32>,
+    reached: Reached,
     holders: &Holders,
     now: Timestamp,
 ) -> Vec<Finding> {
     let of = |cause: Cause| Finding { cause: cause.into(), ..Finding::default() };
-    let count = |state: AgentState| counts.get(&i32::from(state)).copied().unwrap_or_default();
     let mut found = Vec::new();
     if let Some(end) = entry.expires_at.filter(|_| entry.is_expired(now)) {
         found.push(Finding { at: end.secs(), ..of(Cause::Expired) });
@@ -182,8 +206,8 @@ fn findings(
             ..of(Cause::AliasUnsatisfied)
         });
     }
-    let (has_it, behind) = (count(AgentState::HasIt), count(AgentState::Behind));
-    if !authorized.is_empty() && has_it + behind == 0 {
+    let Reached { has_it, behind, is_polled } = reached;
+    if !authorized.is_empty() && has_it + behind == 0 && !is_polled {
         found.push(Finding { count: number(authorized.len()), ..of(Cause::AllAgentsUnavailable) });
     }
     if behind > 0 {

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use countersign_wire::agent::BanAgentRequest;
+use countersign_wire::entry_api::GetAuthorizedEntriesRequest;
+use countersign_wire::entry_api::entry_client::EntryClient;
 use countersign_wire::explained::entry_explainer_client::EntryExplainerClient;
 use countersign_wire::explained::{AgentState, Cause, ExplainEntryRequest, ExplainEntryResponse, Finding};
 use countersign_wire::node::node_client::NodeClient;
@@ -65,7 +67,6 @@ async fn an_agent_that_follows_has_an_entry_once_it_says_so_and_holds_an_svid_un
     let entry = domain.entry_from(world::entry(&node.id, "/web", &["uid:1"])).await.unwrap();
     let away = explain(&domain, &entry.id).await;
     assert_eq!((away.agents.len(), away.agents[0].state(), away.holders), (1, AgentState::NotConnected, 0));
-    assert_eq!(causes(&away), [Cause::AllAgentsUnavailable]);
 
     let mut following = Following::start(&domain, &node).await;
     let revision = following.told().await;
@@ -93,6 +94,29 @@ async fn an_agent_that_follows_has_an_entry_once_it_says_so_and_holds_an_svid_un
     let changed = world::update(&domain, types::Entry { hint: "h".to_owned(), ..entry.clone() }, None).await.unwrap();
     let answer = explain(&domain, &changed.id).await;
     assert_eq!((answer.agents[0].state(), answer.agents[0].behind, answer.revision), (AgentState::Behind, 2, answer.head));
+}
+
+#[tokio::test]
+async fn an_agent_that_polls_as_spires_do_is_there_while_it_is_heard_of() {
+    let (domain, clock) = world::virtual_domain("").await;
+    let node = world::node(&domain).await;
+    let entry = domain.entry_from(world::entry(&node.id, "/web", &["uid:1"])).await.unwrap();
+    clock.advance(Duration::from_secs(91));
+    let away = explain(&domain, &entry.id).await;
+    assert_eq!((away.agents[0].state(), causes(&away)), (AgentState::NotConnected, vec![Cause::AllAgentsUnavailable]));
+    let mut client = EntryClient::new(domain.connect(Some(&node)).await.unwrap());
+    client.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await.unwrap();
+    let polling = explain(&domain, &entry.id).await;
+    assert_eq!((polling.agents[0].state(), causes(&polling)), (AgentState::NotConnected, vec![Cause::NotAskedFor]));
+    world::workload(&domain, &node, &entry).await;
+    let healthy = explained(&domain, &entry.id, |a| a.holders == 1).await;
+    assert_eq!(causes(&healthy), []);
+    clock.advance(Duration::from_secs(89));
+    assert_eq!(causes(&explain(&domain, &entry.id).await), []);
+    // An SVID in force does not say that its agent is still there.
+    clock.advance(Duration::from_secs(2));
+    let gone = explain(&domain, &entry.id).await;
+    assert_eq!((gone.holders, causes(&gone)), (1, vec![Cause::AllAgentsUnavailable]));
 }
 
 #[tokio::test]
@@ -139,7 +163,8 @@ async fn an_alias_that_no_agent_satisfies_is_named_with_what_the_nearest_lacks()
     world::update(&domain, world::entry(&server, "/zone-b", &["zone:a"]), None).await.unwrap_err();
     world::update(&domain, types::Entry { id: alias.id.clone(), ..world::entry(&server, "/zone-b", &["zone:a"]) }, None).await.unwrap();
     let answer = explain(&domain, &below.id).await;
-    assert_eq!((answer.agents[0].spiffe_id.as_str(), causes(&answer)), (node.id.as_str(), vec![Cause::AllAgentsUnavailable]));
+    assert_eq!(answer.agents[0].spiffe_id, node.id.as_str());
+    assert!(!causes(&answer).contains(&Cause::AliasUnsatisfied), "{answer:?}");
 }
 
 #[tokio::test]
