@@ -145,6 +145,10 @@ fn sealed(segment: &Segment, index: &Index, next: Option<&Segment>, query: &Quer
         damage.extend(index.damaged_at);
         return Ok((records, damage));
     };
+    // What ended before the span would be read record by record only to be left out.
+    if query.from_millis.is_some() && index.stretches(query.from_millis, None)?.is_empty() {
+        return Ok((Vec::new(), index.damaged_at.into_iter().collect()));
+    }
     let file = File::open(&segment.path)?;
     let mut walk = Walk::new(&file, 0, next);
     let mut records = Vec::new();

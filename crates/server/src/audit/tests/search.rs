@@ -271,6 +271,25 @@ async fn what_lives_long_is_found_by_time_alone() {
     check(directory.path(), &all, &Query { from_millis: Some(day(31)), ..Query::default() });
 }
 
+#[tokio::test]
+async fn a_segment_of_what_ended_before_the_span_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let busy = "spiffe://example.org/busy".to_owned();
+    let record = |n: i64| Record { spiffe_id: busy.clone(), expires_at: START_MILLIS / 1000 + 3600, ..plain(&n.to_string()) };
+    let all = sealed(directory.path(), (0..300).map(record).collect()).await;
+    let from = |millis: i64| Query { spiffe_id: Some(busy.clone()), from_millis: Some(START_MILLIS + millis), ..Query::default() };
+    check(directory.path(), &all, &from(3_600_000));
+    check(directory.path(), &all, &from(3_600_001));
+    // Damage that came after the sealing is seen by who reads.
+    let segment = &segments(directory.path())[0];
+    let mut bytes = std::fs::read(&segment.path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segment.path, bytes).unwrap();
+    assert_ne!(search(directory.path(), &from(3_600_000)).unwrap().damage, []);
+    assert_eq!(search(directory.path(), &from(3_600_001)).unwrap().damage, []);
+}
+
 /// Three sealed segments and an open one that is empty, with frames of all kinds.
 async fn three_segments(directory: &Path) -> Vec<Record> {
     let clock = TestClock::new();
