@@ -236,7 +236,7 @@ async fn another_user_is_told_that_the_server_failed_and_not_its_words() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let world = world().await;
+    let mut world = world().await;
     let lazy = types::entry::AdditionalAttributes { disable_x509_svid_prefetch: true, ..types::entry::AdditionalAttributes::default() };
     let entry = message("/theirs", &[selector(&format!("unix:uid:{NOBODY}"))]);
     world.entries(vec![types::Entry { additional_attributes: Some(lazy), ..entry }]).await;
