@@ -35,7 +35,10 @@ PATIENCE = 10
 
 # guide: begin tls
 def tls(source: X509Source, peers: list[str], server_side: bool) -> ssl.SSLContext:
-    """TLS with the newest X509-SVID, for these peers, all of one trust domain. Make one for each connection."""
+    """TLS with the newest X509-SVID, for everybody of these peers' trust domain, which must be one.
+
+    Make one for each connection, and call `peer_certificate` before the first byte: only that looks at the SPIFFE ID.
+    """
     newest = source.get_x509_context()
     svid = newest.default_svid
     trust_domains = {SpiffeId(peer).trust_domain for peer in peers}
