@@ -10,23 +10,24 @@ import { serial, spiffeId } from './workload_api.js';
 const SILENCE_MAX = 10_000;
 
 // guide: begin tls
-function options(source) {
-  const { key, chain, authorities } = source.svid();
+function options(source, peers) {
+  const { key, chain } = source.svid();
+  const ca = source.authorities(peers);
   // A resumed session is not checked again, so none is resumed.
-  return { key, cert: chain, ca: authorities, requestCert: true, rejectUnauthorized: true, secureOptions: constants.SSL_OP_NO_TICKET };
+  return { key, cert: chain, ca, requestCert: true, rejectUnauthorized: true, secureOptions: constants.SSL_OP_NO_TICKET };
 }
 // guide: end tls
 
 // guide: begin server
 function listen(source, peers, answer) {
   // Peers are verified all the same; Node closes the connection without saying why, so we do it.
-  const server = tls.createServer({ ...options(source), rejectUnauthorized: false, handshakeTimeout: SILENCE_MAX }, (socket) => {
+  const server = tls.createServer({ ...options(source, peers), rejectUnauthorized: false, handshakeTimeout: SILENCE_MAX }, (socket) => {
     const invalid = socket.authorized ? undefined : new Error(`the peer's certificate is not valid: ${socket.authorizationError}`);
-    const refusal = invalid ?? source.refusal(socket.getPeerCertificate(true), peers);
+    const refusal = invalid ?? source.refusal(socket.getPeerCertificate(), peers);
     if (refusal) server.emit('tlsClientError', refusal, socket.destroy());
     else answer(socket);
   });
-  source.on('update', () => server.setSecureContext(options(source)));
+  source.on('update', () => server.setSecureContext(options(source, peers)));
   return server;
 }
 // guide: end server
@@ -34,7 +35,7 @@ function listen(source, peers, answer) {
 // guide: begin client
 function connectTo(source, port, id) {
   const checkServerIdentity = (_host, peer) => source.refusal(peer, [id]);
-  return tls.connect({ ...options(source), host: '127.0.0.1', port, checkServerIdentity });
+  return tls.connect({ ...options(source, [id]), host: '127.0.0.1', port, checkServerIdentity });
 }
 // guide: end client
 

@@ -90,16 +90,23 @@ export class X509Source extends EventEmitter {
     return this.#current;
   }
 
-  /** Why this peer, whose chain TLS has verified, is none of `ids`; nothing when it is one. */
+  /**
+   * The authorities TLS verifies these peers by: those of their trust domain and no others, because TLS would let each of
+   * them vouch for anybody. None when the agent gave no bundle of it.
+   */
+  authorities(ids) {
+    const [name, ...more] = new Set(ids.map(trustDomain));
+    if (!name || more.length > 0) throw new Error(`the peers are not of one trust domain: ${ids.join(', ')}`);
+    return (this.svid().bundles.get(name) ?? []).map(String);
+  }
+
+  /** Why this peer, whose chain TLS has verified by `authorities(ids)`, is none of `ids`; nothing when it is one. */
   refusal(peer, ids) {
     try {
       const id = spiffeId(peer.subjectaltname);
       if (!ids.includes(id)) return new Error(`the peer is ${id}, which is not allowed here`);
-      let root = peer;
-      while (root.issuerCertificate && root.issuerCertificate !== root) root = root.issuerCertificate;
-      // TLS trusts every bundle in hand; each of them may speak for its own trust domain only.
-      const own = this.svid().bundles.get(trustDomain(id)) ?? [];
-      return own.some(({ raw }) => raw.equals(root.raw)) ? undefined : new Error(`no authority of ${trustDomain(id)} signed for ${id}`);
+      // Its trust domain may have lost its bundle since TLS was given it.
+      return this.authorities(ids).length > 0 ? undefined : new Error(`there is no bundle of ${trustDomain(id)}`);
     } catch (failure) {
       return failure;
     }
@@ -165,7 +172,7 @@ function read(message) {
   if (bundles.get(trustDomain(svid.spiffe_id)).length === 0) throw new Error(`the agent sent no authority of ${trustDomain(svid.spiffe_id)}`);
   for (const [name, der] of Object.entries(message.federated_bundles ?? {})) bundles.set(trustDomain(name), certificates(der));
   const key = createPrivateKey({ key: svid.x509_svid_key, format: 'der', type: 'pkcs8' }).export({ format: 'pem', type: 'pkcs8' });
-  return { id: svid.spiffe_id, leaf, chain: [leaf, ...intermediates].join(''), key, bundles, authorities: [...bundles.values()].flat().map(String) };
+  return { id: svid.spiffe_id, leaf, chain: [leaf, ...intermediates].join(''), key, bundles };
 }
 
 /** Certificates as the Workload API sends them: DER, one behind the other. */
