@@ -93,8 +93,10 @@ impl Directory {
             return Err(self.failed(&error));
         }
         let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-        self.link(&directory, &names).map_err(|e| self.failed(&e))?;
+        let linked = self.link(&directory, &names);
+        // Also if a name could not be linked: the next attempt makes another version, with keys, and may fail likewise.
         let cleaned = self.clean(&names, &[Some(version.as_str()), former.as_deref()]);
+        linked.map_err(|e| self.failed(&e))?;
         Ok(cleaned.err().map(|e| format!("cannot remove old files from `{}`: {e}", self.path.display())))
     }
 

@@ -140,6 +140,23 @@ fn plain_files_give_way_and_svids_that_are_gone_lose_their_names() {
 }
 
 #[test]
+fn a_directory_with_the_name_of_a_file_leaves_no_keys_behind_however_often_it_is_tried() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    std::fs::create_dir(path.join("svid.pem")).unwrap();
+    let mut kept = Directory::open(path, PRIVATE).unwrap();
+    for attempt in 1..5 {
+        assert!(kept.replace(&[contents(attempt)]).unwrap_err().starts_with("cannot write to `"));
+    }
+    let versions = |path: &Path| names(path).into_iter().filter(|name| name.starts_with("..version-")).count();
+    assert_eq!(versions(path), 2, "{:?}", names(path));
+    std::fs::remove_dir(path.join("svid.pem")).unwrap();
+    assert_eq!(kept.replace(&[contents(5)]).unwrap(), None);
+    assert_eq!(mark(&std::fs::read_to_string(path.join("svid.pem")).unwrap()), 5);
+    assert_eq!(versions(path), 2);
+}
+
+#[test]
 fn keys_have_the_mode_and_group_asked_for_and_certificates_are_for_all() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
