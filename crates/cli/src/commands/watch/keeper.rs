@@ -51,6 +51,8 @@ pub(super) struct Keeper {
     reloading: Option<(Reloading, Attempts)>,
     /// Identity in the files, and its life.
     present: Option<(String, Validity)>,
+    /// The agent has sent something, or was found to be in trouble.
+    is_heard: bool,
     trouble: Option<Trouble>,
     /// What was wrong with the last message.
     unusable: Option<String>,
@@ -90,6 +92,7 @@ impl Keeper {
             untold: None,
             reloading: None,
             present,
+            is_heard: false,
             trouble: None,
             unusable: None,
             is_ready: false,
@@ -137,6 +140,7 @@ impl Keeper {
     }
 
     fn take(&mut self, message: countersign_wire::workload::X509svidResponse) {
+        self.is_heard = true;
         if self.trouble.take().is_some() {
             self.say("the agent is back");
         }
@@ -161,6 +165,7 @@ impl Keeper {
     }
 
     fn note_trouble(&mut self, trouble: Trouble) {
+        self.is_heard = true;
         let is_news = match (&self.trouble, &trouble) {
             (Some(Trouble::Away(_)), Trouble::Away(_)) => false,
             (former, _) => former.as_ref() != Some(&trouble),
@@ -248,11 +253,13 @@ impl Keeper {
         let Some((id, validity)) = &mut self.present else { return };
         let (end, id) = (validity.not_after, id.clone());
         let Some(stage) = validity.due(now) else { return };
-        let why = match (&self.trouble, &self.waiting) {
-            (Some(Trouble::Away(why)), _) => format!("the agent is away ({why})"),
-            (Some(Trouble::Denied(why)), _) => format!("the agent grants no identity ({why})"),
-            (None, Some((_, attempts))) => attempts.said.clone(),
-            (None, None) => "the agent is there and has sent no other".to_owned(),
+        let why = match (&self.trouble, &self.waiting, &self.unusable) {
+            (Some(Trouble::Away(why)), ..) => format!("the agent is away ({why})"),
+            (Some(Trouble::Denied(why)), ..) => format!("the agent grants no identity ({why})"),
+            (None, Some((_, attempts)), _) => attempts.said.clone(),
+            (None, None, Some(why)) => why.clone(),
+            (None, None, None) if self.is_heard => "the agent is there and has sent no other".to_owned(),
+            (None, None, None) => "the agent has not answered yet".to_owned(),
         };
         let left = span(end, now);
         let text = match stage {

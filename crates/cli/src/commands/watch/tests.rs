@@ -358,6 +358,28 @@ async fn files_that_near_their_end_are_told_of_loudly_and_the_connection_is_trie
 }
 
 #[tokio::test]
+async fn old_files_at_the_start_say_nothing_of_an_agent_that_was_not_heard_yet() {
+    let directory = tempfile::tempdir().unwrap();
+    let begin = VirtualClock::at_present();
+    let begin = countersign_transport::clock::Clock::now(&begin).before(Duration::from_secs(4000));
+    let FromAgent::Svids(old) = message(&[&svid("/web", begin)]) else { panic!("SVIDs") };
+    Directory::open(directory.path(), PRIVATE).unwrap().replace(&svids::read(old, &Choice::default()).unwrap()).unwrap();
+    let choice = Choice { spiffe_id: Some("spiffe://example.org/web".parse().unwrap()), hint: None };
+    let stage = Stage::in_directory(directory, choice, None);
+    let ended = stage.line(2).await;
+    assert!(ended.contains("HAS EXPIRED") && ended.ends_with(": the agent has not answered yet"), "{ended}");
+    stage.send(away("no socket")).await;
+    stage.line(3).await;
+    // It is back, with another identity than the chosen one.
+    stage.send(message(&[&svid("/other", stage.now())])).await;
+    stage.line(5).await;
+    stage.clock.advance(Duration::from_secs(601));
+    let ended = stage.line(6).await;
+    let why = ": no SVID with the identity or hint asked for; the agent sent `spiffe://example.org/other`";
+    assert!(ended.contains("HAS EXPIRED") && ended.ends_with(why), "{ended}");
+}
+
+#[tokio::test]
 async fn files_of_an_earlier_run_are_told_of_while_the_agent_is_away() {
     let directory = tempfile::tempdir().unwrap();
     let begin = VirtualClock::at_present();
