@@ -10,9 +10,10 @@ use crate::{Failure, run, say};
 const DEBIAN: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
-    ("python3-venv", "python3"),
+    (VENV, "python3"),
     ("gcc", "cc"),
     ("util-linux", "unshare"),
+    ("procps", "pgrep"),
     ("default-jdk-headless", "javac"),
     ("maven", "mvn"),
     ("nodejs", "node"),
@@ -26,16 +27,24 @@ const DEBIAN: &[(&str, &str)] = &[
     ("fish", "fish"),
     ("mandoc", "mandoc"),
 ];
+/// Known by what Python can import.
+const VENV: &str = "python3-venv";
+/// Packages whose daemons Debian starts when they are installed, with the ports they take.
+const DAEMONS: &[(&str, &str)] = &[("nginx", "nginx on port 80"), ("postgresql", "PostgreSQL on port 5432")];
 /// Where Debian keeps PostgreSQL's programs, each version in a directory of its own.
 const POSTGRESQL: &str = "/usr/lib/postgresql";
 /// What Debian asks whether a daemon may be started when its package is installed.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// Second line of our answer, by which one that was left behind is known.
+const POLICY_MARK: &str = "# Made by `cargo xtask`, and of no effect once it has ended.";
 
 /// Version of the dependency checker.
 const CARGO_DENY: &str = "0.20.2";
 /// Version of what makes mutants; another one makes others.
 const CARGO_MUTANTS: &str = "27.1.0";
 
+/// The oldest Go that the Go client's `go.mod` lets build it: 1.25.
+const GO_OLDEST: u32 = 25;
 /// The oldest Node with the cryptography that the `jose` package stands on.
 const NODE_OLDEST: u32 = 20;
 
@@ -46,7 +55,13 @@ pub(crate) struct Prepared {
 
 /// Prepares everything.
 pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
+    // Before all that takes minutes: where Debian's are too old, they have to come from elsewhere.
+    go_is_new_enough(root)?;
+    if has("node") {
+        node_is_new_enough()?;
+    }
     debian()?;
+    node_is_new_enough()?;
     let python = python_client(root)?;
     let go = go_client(root)?;
     let rust = rust_client(root)?;
@@ -81,14 +96,22 @@ struct NoDaemons {
 impl NoDaemons {
     fn begin() -> Result<Self, Failure> {
         use std::os::unix::fs::PermissionsExt as _;
-        if Path::new(POLICY).exists() {
-            return Ok(Self { is_ours: false });
+        match std::fs::read_to_string(POLICY) {
+            Ok(policy) if policy.contains(POLICY_MARK) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            _ => return Ok(Self { is_ours: false }),
         }
-        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+        let name = std::fs::read_to_string("/proc/self/comm")?;
+        std::fs::write(POLICY, policy(std::process::id(), name.trim_end()))?;
         let policy = Self { is_ours: true };
         std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
         Ok(policy)
     }
+}
+
+/// Forbids daemons for as long as the process of this number and name runs: who is killed removes no file.
+fn policy(pid: u32, name: &str) -> String {
+    format!("#!/bin/sh\n{POLICY_MARK}\n[ \"$(cat /proc/{pid}/comm 2>/dev/null)\" = '{name}' ] && exit 101\nexit 0\n")
 }
 
 impl Drop for NoDaemons {
@@ -99,9 +122,26 @@ impl Drop for NoDaemons {
     }
 }
 
+fn is_installed(package: &str, program: &str) -> bool {
+    let imports = || Command::new("python3").args(["-c", "import ensurepip"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    has(program) && (package != VENV || imports())
+}
+
+/// The command for whoever is not root, and what it does beside.
+fn command_for(missing: &[&str]) -> String {
+    let install = format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {}", missing.join(" "));
+    let started: Vec<&str> = DAEMONS.iter().filter(|(package, _)| missing.contains(package)).map(|(_, daemon)| *daemon).collect();
+    if started.is_empty() {
+        return format!("run `{install}` and try again");
+    }
+    let started = started.join(" and ");
+    format!("run `{install}` and try again; this starts {started}, which the tests do not need: stop and disable them if you like")
+}
+
 /// Installs missing Debian packages as root; otherwise says the one command that does.
 fn debian() -> Result<(), Failure> {
-    let mut missing: Vec<&str> = DEBIAN.iter().filter(|(_, program)| !has(program)).map(|(package, _)| *package).collect();
+    let mut missing: Vec<&str> =
+        DEBIAN.iter().filter(|(package, program)| !is_installed(package, program)).map(|(package, _)| *package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -110,7 +150,7 @@ fn debian() -> Result<(), Failure> {
     say(&format!("These Debian packages are needed and missing: {list}"));
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
     if !is_root {
-        return Err(format!("run `sudo apt-get install -y {list}` and try again").into());
+        return Err(command_for(&missing).into());
     }
     run("apt-get", &["update"], &[])?;
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
@@ -138,11 +178,38 @@ fn python_client(root: &Path) -> Result<PathBuf, Failure> {
     Ok(python)
 }
 
+/// Asked in the client's folder, where a newer Go than the one installed may be chosen, or fetched.
+fn go_is_new_enough(root: &Path) -> Result<(), Failure> {
+    let answer = Command::new("go").args(["env", "GOVERSION"]).current_dir(root.join("crates/testkit/clients/go")).output();
+    let version = answer.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    if go_minor(&version).is_some_and(|minor| minor >= GO_OLDEST) {
+        return Ok(());
+    }
+    let found = if version.is_empty() { "none is found".to_owned() } else { format!("`go` is {version}") };
+    Err(format!(
+        "Go 1.{GO_OLDEST} or newer is needed for the tests with go-spiffe, {found}; install one from https://go.dev/dl/ and try again"
+    )
+    .into())
+}
+
+/// Of `go1.25.3`, 25.
+fn go_minor(version: &str) -> Option<u32> {
+    version.split_once("go1.")?.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn node_is_new_enough() -> Result<(), Failure> {
+    let version = Command::new("node").arg("--version").output().map_err(|e| format!("cannot run `node`: {e}"))?.stdout;
+    let version = String::from_utf8_lossy(&version).trim().to_owned();
+    let major = version.strip_prefix('v').and_then(|v| v.split('.').next()).and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major >= NODE_OLDEST) {
+        return Ok(());
+    }
+    let source = "install one from https://nodejs.org/en/download and try again";
+    Err(format!("Node {NODE_OLDEST} or newer is needed, `node` is {version} (Debian 12 has 18); {source}").into())
+}
+
 /// The program in `testkit/clients/go`, the source of which says which Go it needs, built with the go-spiffe library.
 fn go_client(root: &Path) -> Result<PathBuf, Failure> {
-    if !has("go") {
-        return Err("Go 1.25 or newer is needed for the tests with go-spiffe, and Debian's is older; install it and try again".into());
-    }
     let source = root.join("crates/testkit/clients/go");
     let binary = root.join("target/clients/go-client");
     say("$ go build (crates/testkit/clients/go)");
@@ -183,12 +250,6 @@ fn java_client(root: &Path) -> Result<PathBuf, Failure> {
 
 /// The program in `testkit/clients/node`, copied, with the packages that its lock file pins beside it.
 fn node_client(root: &Path) -> Result<PathBuf, Failure> {
-    let version = Command::new("node").arg("--version").output().map_err(|e| format!("cannot run `node`: {e}"))?.stdout;
-    let version = String::from_utf8_lossy(&version).trim().to_owned();
-    let major = version.strip_prefix('v').and_then(|v| v.split('.').next()).and_then(|major| major.parse::<u32>().ok());
-    if major.is_none_or(|major| major < NODE_OLDEST) {
-        return Err(format!("Node {NODE_OLDEST} or newer is needed, `node` is {version}; install a newer one and try again").into());
-    }
     let (source, place) = (root.join("crates/testkit/clients/node"), root.join("target/clients/node"));
     std::fs::create_dir_all(&place)?;
     let proto = root.join("crates/wire/proto/workload.proto");
@@ -227,4 +288,37 @@ fn tool(root: &Path, name: &str, wanted: &str) -> Result<PathBuf, Failure> {
     let path = tools.display().to_string();
     run("cargo", &["install", name, "--locked", "--debug", "--version", wanted, "--root", &path], &[])?;
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_forbids_daemons_only_while_its_process_runs() {
+        let directory = std::env::temp_dir().join(format!("countersign-policy-{}", std::process::id()));
+        let code = |pid, name: &str| {
+            std::fs::write(&directory, policy(pid, name)).unwrap();
+            Command::new("sh").arg(&directory).status().unwrap().code()
+        };
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let (running, ended) = (code(std::process::id(), name.trim_end()), code(4_194_305, name.trim_end()));
+        let another = code(std::process::id(), "another");
+        std::fs::remove_file(&directory).unwrap();
+        assert_eq!((running, ended, another), (Some(101), Some(0), Some(0)));
+    }
+
+    #[test]
+    fn whoever_is_not_root_gets_one_command_and_hears_of_the_daemons() {
+        let plain = command_for(&["openssl", "zsh"]);
+        assert_eq!(plain, "run `sudo apt-get update && sudo apt-get install -y --no-install-recommends openssl zsh` and try again");
+        let daemons = command_for(&["nginx", "postgresql"]);
+        assert!(daemons.contains("starts nginx on port 80 and PostgreSQL on port 5432"), "{daemons}");
+    }
+
+    #[test]
+    fn versions_of_go_are_read_as_go_writes_them() {
+        let read = ["go1.25.3", "go1.19.8", "go1.26rc1", "devel go1.26-ab12", "", "go2"].map(go_minor);
+        assert_eq!(read, [Some(25), Some(19), Some(26), Some(26), None, None]);
+    }
 }
