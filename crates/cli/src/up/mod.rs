@@ -31,7 +31,7 @@ pub(crate) struct Up {
     /// Name of the trust domain, when it is created
     #[arg(long, value_name = "NAME", default_value = "example.org")]
     trust_domain: TrustDomain,
-    /// Show in half a minute what it is all about, in a trust domain of its own that is removed at the end
+    /// Show in under a minute what it is all about, in a trust domain of its own that is removed at the end
     #[arg(long)]
     demo: bool,
 }

@@ -113,7 +113,7 @@ fn the_demo_plays_to_its_end_and_leaves_nothing() {
         ("server", "is up"),
         ("you", "register two programs"),
         ("agent", "is up"),
-        ("warehouse", "it is spiffe://example.org/warehouse, proved for 1"),
+        ("warehouse", "it is spiffe://example.org/warehouse, proved for 2"),
         ("shop", "is spiffe://example.org/shop"),
         ("shop", "Each has checked the other's proof"),
         ("warehouse", "questions of the shop"),

@@ -1,7 +1,7 @@
 //! `countersign up --demo`: a trust domain of its own in which everything happens that a newcomer should have seen once.
 //!
 //! Nothing is scripted: real server, real agent, real programs, and each line tells what one of them has just reported.
-//! What does not happen in time ends the demo with an error. Nothing is left behind, however it ends.
+//! What does not happen in time ends the demo with an error. Nothing is left behind, however it ends, unless it is killed.
 
 mod event;
 mod narrator;

@@ -27,8 +27,8 @@ use crate::run::{end_with_parent, stop_signal};
 
 /// How often the shop asks a question.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(200);
-/// How long an answer may take until the connection counts as dropped: the two are on one machine.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take until the connection counts as dropped: the two are on one machine, but that may be busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection retires once the newer one has answered this often, so that it is seen to outlive the renewal.
 const ANSWERS_BEFORE_RETIREMENT: u32 = 4;
 /// Pause before the agent is asked again.

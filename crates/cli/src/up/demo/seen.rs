@@ -22,7 +22,8 @@ pub(super) struct Seat {
     pub(super) identities: Vec<Identity>,
     pub(super) address: Option<SocketAddr>,
     pub(super) denied: Option<String>,
-    pub(super) no_agent: Option<String>,
+    /// Answers on all connections when it first found no agent.
+    pub(super) answers_without_agent: Option<u32>,
     /// SPIFFE ID and serial number of whoever was at the other end, connection by connection.
     pub(super) connected: Vec<(String, String)>,
     /// Answers on each connection.
@@ -33,6 +34,8 @@ pub(super) struct Seat {
     pub(super) dropped: Vec<String>,
     /// Why a connection was not made, the first time.
     pub(super) refused: Option<String>,
+    /// How often one was not made.
+    pub(super) refusals: u32,
     pub(super) hung_up: Option<String>,
 }
 
@@ -40,6 +43,11 @@ impl Seat {
     /// Answers on all connections.
     pub(super) fn answers_in_all(&self) -> u32 {
         self.answers.values().sum()
+    }
+
+    /// Once it has found no agent: whether it got an answer since.
+    pub(super) fn has_talked_without_agent(&self) -> Option<bool> {
+        self.answers_without_agent.map(|before| self.answers_in_all() > before)
     }
 }
 
@@ -65,7 +73,10 @@ impl Seen {
                 }
             }
             Event::Denied { reason } => seat.denied = Some(reason),
-            Event::NoAgent { reason } => seat.no_agent = Some(reason),
+            Event::NoAgent { .. } => {
+                let answers = seat.answers_in_all();
+                seat.answers_without_agent.get_or_insert(answers);
+            }
             Event::Listening { address } => seat.address = Some(address),
             Event::Connected { spiffe_id, serial, .. } => seat.connected.push((spiffe_id, serial)),
             Event::Answered { connection } => *seat.answers.entry(connection).or_default() += 1,
@@ -73,6 +84,7 @@ impl Seen {
             Event::Dropped { connection, reason } => seat.dropped.push(format!("connection {connection}: {reason}")),
             Event::HungUp { spiffe_id } => seat.hung_up = Some(spiffe_id),
             Event::Refused { reason } => {
+                seat.refusals = seat.refusals.saturating_add(1);
                 seat.refused.get_or_insert(reason);
             }
             Event::Failed { reason } => return Err(format!("the {} failed: {reason}", player.name())),
