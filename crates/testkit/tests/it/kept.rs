@@ -168,6 +168,11 @@ impl Heard {
 
     /// Waits for a line that contains this, after the last one that was waited for.
     pub fn line(&mut self, wanted: &str) -> String {
+        self.line_within(wanted, PATIENCE)
+    }
+
+    /// The same for one that takes its time.
+    pub fn line_within(&mut self, wanted: &str, limit: Duration) -> String {
         let begun = Instant::now();
         loop {
             let lines = self.lines.lock().unwrap().clone();
@@ -175,7 +180,7 @@ impl Heard {
                 self.read += found + 1;
                 return lines[self.read - 1].clone();
             }
-            assert!(begun.elapsed() < PATIENCE, "no line with `{wanted}`: {lines:#?}");
+            assert!(begun.elapsed() < limit, "no line with `{wanted}`: {lines:#?}");
             assert!(self.child.try_wait().unwrap().is_none(), "it has ended: {lines:#?}");
             std::thread::sleep(Duration::from_millis(5));
         }

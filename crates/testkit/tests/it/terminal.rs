@@ -48,8 +48,10 @@ fn a_progress_bar_comes_after_a_second_goes_at_the_end_and_stays_out_of_pipes() 
     let directory = tempfile::tempdir().unwrap();
     let up = Up::start(directory.path());
     let socket = directory.path().join("server.sock").display().to_string();
+    let begun = Instant::now();
     let quick = in_terminal("entry show", &[("COUNTERSIGN_SERVER_SOCKET", &socket)]);
-    assert!(!quick.contains("reading"), "{quick}");
+    // On a busy machine it may have taken longer than a second, and shown it.
+    assert!(!quick.contains("reading") || begun.elapsed() >= Duration::from_secs(1), "{quick}");
 
     // A server that stands still for a while.
     up.signal("server", "STOP");
