@@ -12,6 +12,9 @@ use crate::x509::certificate::{Certificate, CertificateError, Constraint};
 pub const CHAIN_CERTIFICATES_MAX: usize = 16;
 /// Most signatures checked for one chain: bounds what a stranger can make us compute.
 const SIGNATURE_CHECKS_MAX: usize = 32;
+/// Most comparisons of a name with a constraint for one leaf: a stranger who signs with an authority of his own chooses both,
+/// and their product is thousands of times the bytes he sends. Go's verifier stops at as many.
+pub(super) const COMPARISONS_MAX: usize = 250_000;
 
 /// Why a chain does not prove an identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +72,9 @@ pub enum ChainError {
     /// A name outside what the signer may vouch for.
     #[error("a name in the certificate lies outside its signer's name constraints")]
     NameConstraint,
+    /// More than [`COMPARISONS_MAX`] would have to be made.
+    #[error("the certificates have too many names and name constraints to compare")]
+    TooManyNames,
 }
 
 /// Verifies a chain, leaf first, against the bundle of the leaf's own trust domain, and returns who it is.
@@ -99,7 +105,7 @@ pub fn verify_chain_any<C: AsRef<[u8]>>(
     let (leaf, intermediates) = parsed.split_first().ok_or(ChainError::Empty)?;
     let id = check_leaf(leaf, now)?;
     let bundle = bundles.get(id.trust_domain_name()).ok_or_else(|| ChainError::NoBundle(id.trust_domain_name().to_owned()))?;
-    let mut search = Search { intermediates, now, checks: 0, refusal: None };
+    let mut search = Search { intermediates, now, checks: 0, comparisons: 0, refusal: None };
     let anchors: Vec<&Certificate> = bundle.x509_authorities().iter().map(|a| &a.certificate).collect();
     let mut path = vec![leaf];
     match search.extend(&mut path, &anchors) {
@@ -144,6 +150,7 @@ struct Search<'a> {
     intermediates: &'a [Certificate],
     now: Timestamp,
     checks: usize,
+    comparisons: usize,
     /// The most telling reason why an otherwise fitting issuer was refused.
     refusal: Option<ChainError>,
 }
@@ -201,18 +208,28 @@ impl<'a> Search<'a> {
             self.refusal = Some(reason);
             return false;
         }
-        if path.iter().any(|c| !within(issuer, c)) {
-            self.refusal = Some(ChainError::NameConstraint);
-            return false;
+        for certificate in path {
+            if let Err(reason) = within(issuer, certificate, &mut self.comparisons) {
+                self.refusal = Some(reason);
+                return false;
+            }
         }
         true
     }
 }
 
-/// Whether every name of `certificate` is one that `signer` may vouch for (RFC 5280 section 4.2.1.10).
-pub(super) fn within(signer: &Certificate, certificate: &Certificate) -> bool {
-    if signer.permitted.is_empty() && signer.excluded.is_empty() {
-        return true;
+/// Checks that every name of `certificate` is one that `signer` may vouch for (RFC 5280 section 4.2.1.10). Adds the
+/// comparisons it makes to those made so far, and makes none beyond [`COMPARISONS_MAX`].
+pub(super) fn within(signer: &Certificate, certificate: &Certificate, made: &mut usize) -> Result<(), ChainError> {
+    let constraints = signer.permitted.len().saturating_add(signer.excluded.len());
+    if constraints == 0 {
+        return Ok(());
+    }
+    // One more than there are names: names of other types are looked at together.
+    let names = certificate.uris.len().saturating_add(certificate.dns_names.len()).saturating_add(1);
+    *made = made.saturating_add(names.saturating_mul(constraints));
+    if *made > COMPARISONS_MAX {
+        return Err(ChainError::TooManyNames);
     }
     let decide = |matches: &dyn Fn(&Constraint) -> Option<bool>| {
         let mut permitted = signer.permitted.iter().filter_map(matches).peekable();
@@ -238,7 +255,7 @@ pub(super) fn within(signer: &Certificate, certificate: &Certificate) -> bool {
         Constraint::Other => certificate.other_names,
         Constraint::Uri(_) | Constraint::Dns(_) => false,
     });
-    uris_fit && dns_fit && !undecidable
+    if uris_fit && dns_fit && !undecidable { Ok(()) } else { Err(ChainError::NameConstraint) }
 }
 
 /// A URI constraint names one host, or all hosts below a domain when it begins with a dot; an empty one names them all.
@@ -247,15 +264,20 @@ fn host_within(host: &str, base: &str) -> bool {
     if base.is_empty() {
         return true;
     }
-    let (host, base) = (host.to_ascii_lowercase(), base.to_ascii_lowercase());
     match base.strip_prefix('.') {
-        Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-        None => host == base,
+        Some(domain) => before_ending(host, domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with(b".")),
+        None => host.eq_ignore_ascii_case(base),
     }
 }
 
 /// A DNS constraint names a domain and everything below it.
 fn name_within(name: &str, base: &str) -> bool {
-    let (name, base) = (name.to_ascii_lowercase(), base.trim_start_matches('.').to_ascii_lowercase());
-    base.is_empty() || name == base || name.strip_suffix(&base).is_some_and(|rest| rest.ends_with('.'))
+    let base = base.trim_start_matches('.');
+    base.is_empty() || before_ending(name, base).is_some_and(|rest| rest.is_empty() || rest.ends_with(b"."))
+}
+
+/// What stands before this ending, whose case does not matter. Makes no copy, as names may be long and compared often.
+fn before_ending<'a>(name: &'a str, ending: &str) -> Option<&'a [u8]> {
+    let (rest, end) = name.as_bytes().split_at_checked(name.len().checked_sub(ending.len())?)?;
+    end.eq_ignore_ascii_case(ending.as_bytes()).then_some(rest)
 }

@@ -67,7 +67,7 @@ pub fn verify_paths<'a>(
     if anchors.iter().any(|a| a.der() == leaf.der()) {
         return Ok(vec![vec![leaf]]);
     }
-    let mut search = Search { intermediates, anchors, now, checks: 0, paths: Vec::new(), refusal: None };
+    let mut search = Search { intermediates, anchors, now, checks: 0, comparisons: 0, paths: Vec::new(), refusal: None };
     search.extend(&mut vec![leaf]);
     if search.paths.is_empty() {
         return Err(search.refusal.map_or_else(|| no_issuer(leaf), |(_, error)| error));
@@ -96,6 +96,7 @@ struct Search<'a> {
     anchors: &'a [Certificate],
     now: Timestamp,
     checks: usize,
+    comparisons: usize,
     paths: Vec<Vec<&'a Certificate>>,
     /// Why the way that came furthest ended, with its length.
     refusal: Option<(usize, PathError)>,
@@ -136,7 +137,8 @@ impl<'a> Search<'a> {
 
     fn refuse(&mut self, length: usize, error: PathError) {
         // What was not looked at is told before what was.
-        let length = if error == PathError::TooManyWays { usize::MAX } else { length };
+        let length =
+            if matches!(error, PathError::TooManyWays | PathError::Certificate(ChainError::TooManyNames)) { usize::MAX } else { length };
         if self.refusal.as_ref().is_none_or(|(furthest, _)| length > *furthest) {
             self.refusal = Some((length, error));
         }
@@ -169,8 +171,8 @@ impl<'a> Search<'a> {
             return Err(PathError::Signature { subject: name(subject), issuer: name(issuer) });
         }
         check_times(issuer, self.now)?;
-        if path.iter().any(|c| !within(issuer, c)) {
-            return Err(ChainError::NameConstraint.into());
+        for certificate in path {
+            within(issuer, certificate, &mut self.comparisons)?;
         }
         Ok(())
     }

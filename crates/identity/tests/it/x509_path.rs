@@ -140,6 +140,25 @@ fn only_authorities_in_their_time_and_limits_vouch() {
     assert!(late.to_string().starts_with("the certificate of `CN=node` is valid from 2020-01-01T00:00:00Z to 2021-01-01"), "{late}");
 }
 
+/// Names and constraints of a stranger's own making: their product, not their number, is what would cost.
+#[test]
+fn names_times_constraints_are_compared_up_to_a_bound() {
+    let one = root("One");
+    let outcome = |names: usize, constraints: usize| {
+        let mut between = authority_params("Between");
+        let excluded_subtrees = (0..constraints).map(|n| rcgen::GeneralSubtree::DnsName(format!("c{n}"))).collect();
+        between.name_constraints = Some(rcgen::NameConstraints { permitted_subtrees: vec![], excluded_subtrees });
+        let between = below(&one, between);
+        let mut node = params("node");
+        node.subject_alt_names = (0..names).map(|n| SanType::DnsName(format!("n{n}").try_into().unwrap())).collect();
+        paths(&leaf(&between, &node), &[&between], &[&one]).map(|found| found.len())
+    };
+    // 250,000 in all; names of other types count as one more.
+    assert_eq!(outcome(499, 500), Ok(1));
+    assert_eq!(outcome(500, 500), Err(PathError::Certificate(ChainError::TooManyNames)));
+    assert_eq!(outcome(4000, 2000), Err(PathError::Certificate(ChainError::TooManyNames)));
+}
+
 fn params_with_dns() -> CertificateParams {
     let mut params = params("node");
     params.subject_alt_names = vec![SanType::DnsName("a.example.org".try_into().unwrap())];
