@@ -19,7 +19,7 @@ use countersign_wire::{id, types};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{Api, status};
 use crate::authorities::IssuedX509;
@@ -106,12 +106,22 @@ impl Exchange {
     }
 }
 
+/// Why there is no answer to a challenge. Only what the node itself said wrongly is held against it: agents take that as
+/// final and give up their identity, while a slow node or a broken connection is worth another attempt.
+fn unanswered(status: &Status) -> AttestError {
+    match status.code() {
+        Code::InvalidArgument => AttestError::invalid(status.message()),
+        Code::DeadlineExceeded => AttestError::failed(status.message()),
+        _ => AttestError::failed("the connection to the node broke").detail(status.message()),
+    }
+}
+
 impl Conversation for Exchange {
     fn challenge(&mut self, challenge: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>> {
         Box::pin(async move {
             let message = AttestAgentResponse { step: Some(attest_agent_response::Step::Challenge(challenge)) };
             self.out.send(Ok(message)).await.map_err(|_| AttestError::failed("the node has gone"))?;
-            match self.receive().await.map_err(|e| AttestError::invalid(e.message()))? {
+            match self.receive().await.map_err(|e| unanswered(&e))? {
                 attest_agent_request::Step::ChallengeResponse(answer) if answer.len() <= MESSAGE_BYTES_MAX => Ok(answer),
                 attest_agent_request::Step::ChallengeResponse(_) => Err(AttestError::invalid("the answer is too long")),
                 attest_agent_request::Step::Params(_) => Err(AttestError::invalid("expected the answer to a challenge")),
@@ -154,6 +164,9 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
         .trust_domain
         .with_path(&format!("/spire/agent{}", attested.path))
         .map_err(|e| Status::internal(format!("failed to attest: the agent's ID is not valid: {e}")))?;
+    if !attested.path.strip_prefix('/').and_then(|p| p.strip_prefix(name)).is_some_and(|p| p.starts_with('/')) {
+        tracing::warn!(agent_id = %agent_id, node_attestor_type = name, "The agent's ID is not in the agent namespace of its attestor");
+    }
     // In a task of its own: from the first durable step on it runs to its end, and what it did can be asked for again.
     let (api, caller) = (api.clone(), caller.clone());
     let admission = tokio::spawn(async move { admit(&api, &caller, name, agent_id, attested, csr).await });
@@ -179,6 +192,10 @@ async fn admit(
     let node = snapshot.node(&agent_id);
     if node.is_some_and(|n| n.is_banned()) {
         return Err(banned());
+    }
+    // Before a signature is spent; the transaction looks again.
+    if node.is_some_and(|n| n.attestation_type != attestor) {
+        return Err(of_another_attestor(&agent_id, attestor));
     }
     let question = attested.redeem.map(|secret| Question { secret, key: sha256(csr.public_key.spki()) });
     // An evicted node is not told its old answer: nothing would let it in with that.
@@ -217,6 +234,7 @@ async fn admit(
     match outcome {
         Kept::Yes => {}
         Kept::Banned => return Err(banned()),
+        Kept::OtherAttestor => return Err(of_another_attestor(&agent_id, attestor)),
         Kept::NoToken => return Err(unknown_token()),
         Kept::Expired => return Err(Status::invalid_argument("join token expired")),
     }
@@ -228,6 +246,13 @@ async fn admit(
         api.attested.keep(question, result.clone(), now);
     }
     Ok(result)
+}
+
+/// The refusal of a node whose ID is that of a node which another attestor let in.
+fn of_another_attestor(agent_id: &SpiffeId, attestor: &str) -> Status {
+    let hint = "evict that agent if this node is to take its place";
+    tracing::warn!(agent_id = %agent_id, node_attestor_type = attestor, hint, "Another attestor let in the agent of this ID");
+    Status::permission_denied("failed to attest: an agent of this ID was attested in another way")
 }
 
 fn unknown_token() -> Status {
@@ -244,14 +269,21 @@ async fn refuse_unknown_token(api: &Api, caller: &Caller, secret: [u8; 32]) -> R
 enum Kept {
     Yes,
     Banned,
+    OtherAttestor,
     NoToken,
     Expired,
 }
 
 /// One transaction: the secret is redeemed, the node is there, and the alias its secret grants.
 fn keep(draft: &mut Draft<'_>, node: &Arc<Node>, redeem: Option<[u8; 32]>, now: Timestamp) -> Result<Kept, StoreError> {
-    if draft.snapshot().node(&node.id).is_some_and(|n| n.is_banned()) {
-        return Ok(Kept::Banned);
+    if let Some(present) = draft.snapshot().node(&node.id) {
+        if present.is_banned() {
+            return Ok(Kept::Banned);
+        }
+        // A template whose names a node chose must not make it the node of another attestor.
+        if present.attestation_type != node.attestation_type {
+            return Ok(Kept::OtherAttestor);
+        }
     }
     if let Some(secret) = redeem {
         let Some(token) = draft.token_redeem(&secret)? else { return Ok(Kept::NoToken) };

@@ -304,3 +304,34 @@ async fn of_two_nodes_of_one_name_the_later_is_in_force() {
     assert!(second.expires_at >= Timestamp::EPOCH.secs());
     assert_eq!((made.nodes().await, made.issued_to_agents().await), (1, 2));
 }
+
+/// A template that lets nodes choose their whole path does not let them choose to be a node of another attestor.
+#[tokio::test]
+async fn no_node_takes_the_place_of_one_that_another_attestor_let_in() {
+    Log::listen();
+    let made = Made::new("agent_path_template = \"/{{ .Subject.CommonName }}\"").await;
+    let known = world::node(&made.domain).await;
+    let issued = made.issued_to_agents().await;
+    let name = known.id.path().strip_prefix("/spire/agent/").unwrap();
+    let wanted = "failed to attest: an agent of this ID was attested in another way";
+    assert_eq!(said(made.join(&made.node(name)).await), (Code::PermissionDenied, wanted.to_owned()));
+    assert_eq!((made.nodes().await, made.issued_to_agents().await), (1, issued), "no signature is spent on it");
+    let mut client = AgentClient::new(made.domain.connect(Some(&known)).await.unwrap());
+    client.post_status(countersign_wire::agent::PostStatusRequest::default()).await.unwrap();
+    assert_eq!(Log::count("WARN", "The agent's ID is not in the agent namespace of its attestor"), 1);
+    made.join(&made.node("x509pop/fine")).await.unwrap();
+    assert_eq!(Log::count("WARN", "The agent's ID is not in the agent namespace of its attestor"), 1);
+}
+
+/// An agent gives up its identity at a refusal that is its own fault. Being slow is none.
+#[tokio::test]
+async fn a_node_that_is_slow_to_answer_is_told_to_try_again() {
+    let made = Made::new("").await;
+    let mut talk = made.talk().await;
+    talk.say(first(made.node("node").begin().await.unwrap().payload)).await;
+    talk.challenge().await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    tokio::time::resume();
+    assert_eq!(said(talk.result().await), (Code::Internal, "failed to attest: the node took too long to answer".to_owned()));
+}
