@@ -49,10 +49,9 @@ const FUNCTIONS: &[(&str, Takes, Gives, Body)] = &[
     ("len", Takes::Len, Gives::This(Number), len),
     ("index", Takes::Index, Gives::This(Text), index),
     ("not", Takes::Any(1), Gives::This(Truth), |a| Ok(Value::Truth(!a.first().is_some_and(Value::is_true)))),
-    ("and", Takes::Any(1), Gives::SameFrom(0), |a| {
-        Ok(a.iter().find(|v| !v.is_true()).or(a.last()).cloned().unwrap_or(Value::Truth(false)))
-    }),
-    ("or", Takes::Any(1), Gives::SameFrom(0), |a| Ok(a.iter().find(|v| v.is_true()).or(a.last()).cloned().unwrap_or(Value::Truth(false)))),
+    // These two are evaluated argument by argument, where the arguments are.
+    ("and", Takes::Any(1), Gives::SameFrom(0), |_| Err(mismatch("and"))),
+    ("or", Takes::Any(1), Gives::SameFrom(0), |_| Err(mismatch("or"))),
     ("eq", Takes::Any(2), Gives::This(Truth), |a| Ok(Value::Truth(a.iter().skip(1).any(|v| Some(v) == a.first())))),
     ("ne", Takes::These(&[Text, Text]), Gives::This(Truth), |a| Ok(Value::Truth(a.first() != a.get(1)))),
     ("lower", Takes::These(&[Text]), Gives::This(Text), |a| on_text(a, str::to_lowercase)),

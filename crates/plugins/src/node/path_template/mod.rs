@@ -191,6 +191,17 @@ fn evaluate(expression: &Expression, fields: &BTreeMap<&'static str, Value>) -> 
             _ => None,
         }
         .ok_or_else(|| format!("there is no `{key}` in `.{name}`")),
+        // Go stops at the first argument that decides, so that the others need not be there.
+        Expression::Call(call, arguments) if matches!(call.name(), "and" | "or") => {
+            let mut value = Value::Truth(false);
+            for argument in arguments {
+                value = evaluate(argument, fields)?;
+                if value.is_true() == (call.name() == "or") {
+                    break;
+                }
+            }
+            Ok(value)
+        }
         Expression::Call(call, arguments) => {
             let values = arguments.iter().map(|a| evaluate(a, fields)).collect::<Result<Vec<_>, _>>()?;
             let value = call.call(&values)?;

@@ -51,6 +51,8 @@ fn templates_mean_what_they_mean_in_go() {
         ("/{{ sha1sum \"abc\" }}", "/a9993e364706816aba3e25717850c26c9cd0d89d"),
         ("/{{ ternary \"yes\" \"no\" (has \"b.example.org\" .DNSNames) }}", "/yes"),
         ("/{{ coalesce \"\" .PluginName }}/{{ and .PluginName \"b\" }}/{{ or \"\" \"c\" }}", "/x509pop/b/c"),
+        ("/{{ or .PluginName .URISanSelectors.rack }}{{ if and \"\" (first .DNSNames) }}a{{ end }}", "/x509pop"),
+        ("/{{ if and \"\" .URISanSelectors.rack }}a{{ else }}b{{ end }}", "/b"),
         ("/{{ \"}}\" | trimAll \"}\" }}x", "/x"),
     ] {
         assert_eq!(result(template), path, "{template}");
