@@ -98,17 +98,20 @@ pub(super) struct Authorities {
 
 #[derive(Debug)]
 struct State {
+    /// Of the files as they were when `authorities` were read.
     stamps: Vec<Option<Stamp>>,
+    /// Of the files as they were when they could not be used, which is said once.
+    unusable: Option<Vec<Option<Stamp>>>,
     authorities: Arc<Vec<Certificate>>,
 }
 
 impl Authorities {
-    /// Reads the files.
-    pub(super) fn read(paths: Vec<PathBuf>) -> Result<Self, String> {
+    /// Reads the files. An error comes with the place of its file among the paths.
+    pub(super) fn read(paths: Vec<PathBuf>) -> Result<Self, (usize, String)> {
         // Before reading: a file that changes meanwhile is read again.
         let stamps = stamps(&paths);
         let authorities = Arc::new(all(&paths)?);
-        Ok(Self { paths, state: Mutex::new(State { stamps, authorities }) })
+        Ok(Self { paths, state: Mutex::new(State { stamps, unusable: None, authorities }) })
     }
 
     /// The authorities now. Files that have changed are read again; while one of them cannot be used, what was read before
@@ -121,13 +124,17 @@ impl Authorities {
                 Ok(authorities) => {
                     tracing::info!(authorities = authorities.len(), "Read the changed CA bundle of x509pop");
                     state.authorities = Arc::new(authorities);
+                    state.stamps = stamps;
+                    state.unusable = None;
                 }
-                Err(error) => {
-                    tracing::error!(error, "The changed CA bundle of x509pop cannot be used; the authorities read before still count");
+                // Read again the next time: what hindered may have passed, and an authority taken out must not count for long.
+                Err((_, error)) => {
+                    if state.unusable.as_ref() != Some(&stamps) {
+                        tracing::error!(error, "The changed CA bundle of x509pop cannot be used; the authorities read before still count");
+                    }
+                    state.unusable = Some(stamps);
                 }
             }
-            // Said once for each change.
-            state.stamps = stamps;
         }
         Arc::clone(&state.authorities)
     }
@@ -144,16 +151,16 @@ fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
     paths.iter().map(|path| std::fs::metadata(path).ok().map(stamp)).collect()
 }
 
-fn all(paths: &[PathBuf]) -> Result<Vec<Certificate>, String> {
+fn all(paths: &[PathBuf]) -> Result<Vec<Certificate>, (usize, String)> {
     let mut found: Vec<Certificate> = Vec::new();
-    for path in paths {
-        for certificate in certificates_in(path, PEM_BYTES_MAX as u64)? {
+    for (place, path) in paths.iter().enumerate() {
+        for certificate in certificates_in(path, PEM_BYTES_MAX as u64).map_err(|e| (place, e))? {
             if !found.iter().any(|known| known.der() == certificate.der()) {
                 found.push(certificate);
             }
         }
         if found.len() > AUTHORITIES_MAX {
-            return Err(format!("there are more than the {AUTHORITIES_MAX} authorities allowed"));
+            return Err((place, format!("there are more than the {AUTHORITIES_MAX} authorities allowed")));
         }
     }
     Ok(found)

@@ -93,23 +93,30 @@ fn decode(path: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
+/// The fingerprints of all authorities on these paths, each once.
+pub(super) fn authorities(paths: &[Vec<&Certificate>]) -> Vec<String> {
+    let mut found = Vec::new();
+    for authority in paths.iter().flat_map(|path| path.iter().skip(1)) {
+        let fingerprint = fingerprint(authority);
+        if !found.contains(&fingerprint) {
+            found.push(fingerprint);
+        }
+    }
+    found
+}
+
 /// The selectors: common name, every authority of every path, serial number, and those in the URIs.
 pub(super) fn selectors(
     leaf: &Certificate,
     names: &Names,
-    paths: &[Vec<&Certificate>],
+    authorities: &[String],
     san: &BTreeMap<String, String>,
 ) -> Result<Vec<Selector>, SelectorError> {
     let mut values = Vec::new();
     if !names.subject.common_name.is_empty() {
         values.push(format!("subject:cn:{}", names.subject.common_name));
     }
-    for authority in paths.iter().flat_map(|path| path.iter().skip(1)) {
-        let value = format!("ca:fingerprint:{}", fingerprint(authority));
-        if !values.contains(&value) {
-            values.push(value);
-        }
-    }
+    values.extend(authorities.iter().map(|fingerprint| format!("ca:fingerprint:{fingerprint}")));
     values.push(format!("serialnumber:{}", serial_number(leaf)));
     values.extend(san.iter().map(|(key, value)| format!("san:{key}:{value}")));
     if values.len() > SELECTORS_MAX {

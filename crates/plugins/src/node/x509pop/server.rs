@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use countersign_config::{ConfigError, Section};
 use countersign_identity::key::{PublicKeyKind, RSA_BITS_MAX, RSA_BITS_MIN};
@@ -35,11 +36,24 @@ enum Mode {
 /// The server's half.
 #[derive(Debug)]
 pub struct Server {
-    mode: Mode,
+    verifier: Arc<Verifier>,
     template: Template,
+    verify_client_ip: bool,
+}
+
+/// Decides whether anybody vouches for a certificate.
+#[derive(Debug)]
+struct Verifier {
+    mode: Mode,
     intermediates_max: usize,
     rsa_bits_max: usize,
-    verify_client_ip: bool,
+}
+
+/// A certificate that somebody vouches for.
+struct Verified {
+    leaf: Certificate,
+    /// The fingerprints of those who do.
+    authorities: Vec<String>,
 }
 
 impl Server {
@@ -80,8 +94,8 @@ impl Server {
                         .error("one of ca_bundle_path or ca_bundle_paths must be configured")
                         .hint("add `ca_bundle_path = \"…\"`, the certificates of those who vouch for your nodes, to plugin_data"));
                 };
-                let authorities =
-                    Authorities::read(bundles.iter().map(|b| PathBuf::from(&b.value)).collect()).map_err(|e| first.error(e))?;
+                let authorities = Authorities::read(bundles.iter().map(|b| PathBuf::from(&b.value)).collect())
+                    .map_err(|(place, e)| bundles.get(place).unwrap_or(first).error(e))?;
                 (Mode::ExternalPki(authorities), "/{{ .PluginName }}/{{ .Fingerprint }}")
             }
             "spiffe" => {
@@ -120,9 +134,88 @@ impl Server {
                     .hint("smaller keys are never accepted, larger ones cost too much")
             })?,
         };
-        Ok(Self { mode, template, intermediates_max, rsa_bits_max, verify_client_ip })
+        Ok(Self { verifier: Arc::new(Verifier { mode, intermediates_max, rsa_bits_max }), template, verify_client_ip })
     }
 
+    fn check_address(&self, names: &Names, address: Option<IpAddr>) -> Result<(), AttestError> {
+        if !self.verify_client_ip {
+            return Ok(());
+        }
+        let address = address.ok_or_else(|| AttestError::failed("client IP not available for verification"))?.to_canonical();
+        if names.ip_addresses.iter().any(|a| a.to_canonical() == address) {
+            return Ok(());
+        }
+        Err(AttestError::denied(format!("client IP {address} does not match any certificate IP SAN")))
+    }
+
+    /// The path of the SVID behind the prefix; empty where certificates are no SVIDs.
+    fn svid_path(&self, leaf: &Certificate, trust_domain: &TrustDomain) -> Result<String, AttestError> {
+        let Mode::Spiffe { prefix } = &self.verifier.mode else { return Ok(String::new()) };
+        let mut ids = leaf.uris.iter().filter(|u| u.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:")));
+        let (Some(id), None) = (ids.next(), ids.next()) else {
+            return Err(AttestError::denied("valid SVID x509 cert not found: the certificate does not name exactly one SPIFFE ID"));
+        };
+        let id = SpiffeId::parse(id).map_err(|e| AttestError::denied(shown(&format!("valid SVID x509 cert not found: {e}"))))?;
+        // SPIRE does not look at this; an authority that signs for other trust domains too must not name our agents.
+        if !id.is_member_of(trust_domain) {
+            return Err(AttestError::denied(shown(&format!("x509 cert is of trust domain `{}`", id.trust_domain_name()))));
+        }
+        match id.path().strip_prefix(prefix.as_str()) {
+            Some(path) => Ok(path.to_owned()),
+            None => {
+                Err(AttestError::denied("x509 cert doesnt match SVID prefix")
+                    .detail(shown(&format!("`{id}` does not begin with `{prefix}`"))))
+            }
+        }
+    }
+
+    async fn decide(
+        &self,
+        payload: &[u8],
+        circumstances: &Circumstances,
+        conversation: &mut dyn Conversation,
+    ) -> Result<Attested, AttestError> {
+        // Files and many signatures: not on a thread that others wait for.
+        let (verifier, payload, known) = (Arc::clone(&self.verifier), payload.to_vec(), circumstances.clone());
+        let verified = tokio::task::spawn_blocking(move || verifier.verify(&payload, &known)).await;
+        let Verified { leaf, authorities } = verified.map_err(|_| AttestError::failed("the certificate could not be verified"))??;
+        let about = describe(&leaf);
+        let names = leaf.names().map_err(|e| AttestError::invalid(format!("unable to parse leaf certificate: {e}")).detail(&about))?;
+        self.check_address(&names, circumstances.address).map_err(|e| e.detail(&about))?;
+        if !leaf.key_usage.is_some_and(|u| u.digital_signature) {
+            return Err(AttestError::denied("certificate not intended for digital signature use").detail(&about));
+        }
+
+        // The certificate is trusted by now; is the node the one it was given to?
+        let nonce = keys::random::<NONCE_BYTES>().map_err(|e| AttestError::failed("unable to generate challenge").detail(e.to_string()))?;
+        let challenge = proof::challenge(&leaf.public_key, nonce).ok_or_else(|| {
+            AttestError::denied("unsupported public key type; supported are EC P-256, P-384, P-521 and RSA").detail(&about)
+        })?;
+        let message = serde_json::to_vec(&challenge).map_err(|e| AttestError::failed(format!("BUG: {e}")))?;
+        let answer = conversation.challenge(message).await?;
+        let answer: Answer = serde_json::from_slice(&answer).map_err(|e| {
+            AttestError::invalid("unable to unmarshal challenge response: it is malformed")
+                .detail(format!("{about}: {}", shown(&e.to_string())))
+        })?;
+        proof::verify(&leaf.public_key, &challenge, &answer)
+            .map_err(|what| AttestError::denied(format!("challenge response verification failed: {what}")).detail(&about))?;
+
+        let trust_domain = &circumstances.trust_domain;
+        let svid_path = self.svid_path(&leaf, trust_domain)?;
+        let san = names::san_selectors(&leaf.uris, trust_domain);
+        let selectors = names::selectors(&leaf, &names, &authorities, &san)
+            .map_err(|e| AttestError::denied(format!("the names in the certificate make no selectors: {e}")).detail(&about))?;
+        let cannot_name = |e: String| AttestError::denied(shown(&format!("failed to make spiffe id: {e}"))).detail(&about);
+        let path = self.template.render(&names::fields(&leaf, &names, trust_domain, &svid_path, san)).map_err(cannot_name)?;
+        if !path.starts_with('/') {
+            return Err(cannot_name("the path does not begin with `/`".to_owned()));
+        }
+        trust_domain.with_path(&format!("/spire/agent{path}")).map_err(|e| cannot_name(e.to_string()))?;
+        Ok(Attested { path, selectors, can_reattest: true, redeem: None })
+    }
+}
+
+impl Verifier {
     fn parse(&self, der: &[u8], what: &str) -> Result<Certificate, AttestError> {
         let refuse = |why: &str| AttestError::invalid(shown(&format!("unable to parse {what}: {why}")));
         let certificate = Certificate::parse(der).map_err(|e| match e {
@@ -156,94 +249,30 @@ impl Server {
     }
 
     /// Those who vouch for nodes now, and where they are from.
-    fn authorities(&self, circumstances: &Circumstances) -> Result<(std::sync::Arc<Vec<Certificate>>, String), AttestError> {
+    fn authorities(&self, circumstances: &Circumstances) -> Result<(Arc<Vec<Certificate>>, String), AttestError> {
         match &self.mode {
             Mode::ExternalPki(authorities) => Ok((authorities.now(), authorities.paths())),
             Mode::Spiffe { .. } => {
                 let bundle = circumstances.bundle.as_ref().ok_or_else(|| AttestError::failed("failed to get trust bundle"))?;
                 // One that is tainted vouches for nobody new.
                 let own = bundle.x509_authorities().iter().filter(|a| !a.tainted).map(|a| a.certificate.clone()).collect();
-                Ok((std::sync::Arc::new(own), "the trust domain's bundle".to_owned()))
+                Ok((Arc::new(own), "the trust domain's bundle".to_owned()))
             }
         }
     }
 
-    fn check_address(&self, names: &Names, address: Option<IpAddr>) -> Result<(), AttestError> {
-        if !self.verify_client_ip {
-            return Ok(());
-        }
-        let address = address.ok_or_else(|| AttestError::failed("client IP not available for verification"))?.to_canonical();
-        if names.ip_addresses.iter().any(|a| a.to_canonical() == address) {
-            return Ok(());
-        }
-        Err(AttestError::denied(format!("client IP {address} does not match any certificate IP SAN")))
-    }
-
-    /// The path of the SVID behind the prefix; empty where certificates are no SVIDs.
-    fn svid_path(&self, leaf: &Certificate, trust_domain: &TrustDomain) -> Result<String, AttestError> {
-        let Mode::Spiffe { prefix } = &self.mode else { return Ok(String::new()) };
-        let mut ids = leaf.uris.iter().filter(|u| u.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:")));
-        let (Some(id), None) = (ids.next(), ids.next()) else {
-            return Err(AttestError::denied("valid SVID x509 cert not found: the certificate does not name exactly one SPIFFE ID"));
-        };
-        let id = SpiffeId::parse(id).map_err(|e| AttestError::denied(shown(&format!("valid SVID x509 cert not found: {e}"))))?;
-        // SPIRE does not look at this; an authority that signs for other trust domains too must not name our agents.
-        if !id.is_member_of(trust_domain) {
-            return Err(AttestError::denied(shown(&format!("x509 cert is of trust domain `{}`", id.trust_domain_name()))));
-        }
-        match id.path().strip_prefix(prefix.as_str()) {
-            Some(path) => Ok(path.to_owned()),
-            None => {
-                Err(AttestError::denied("x509 cert doesnt match SVID prefix")
-                    .detail(shown(&format!("`{id}` does not begin with `{prefix}`"))))
-            }
-        }
-    }
-
-    async fn decide(
-        &self,
-        payload: &[u8],
-        circumstances: &Circumstances,
-        conversation: &mut dyn Conversation,
-    ) -> Result<Attested, AttestError> {
+    /// The leaf in the payload, and who vouches for it.
+    fn verify(&self, payload: &[u8], circumstances: &Circumstances) -> Result<Verified, AttestError> {
         let (leaf, intermediates) = self.chain(payload)?;
-        let about = describe(&leaf);
         let (authorities, from) = self.authorities(circumstances)?;
         let paths = verify_paths(&leaf, &intermediates, &authorities, circumstances.now).map_err(|e| {
+            let about = describe(&leaf);
             let detail =
                 format!("{about}, with {} intermediates, against {} authorities of {from}", intermediates.len(), authorities.len());
             not_verified(&e).detail(detail)
         })?;
-        let names = leaf.names().map_err(|e| AttestError::invalid(format!("unable to parse leaf certificate: {e}")).detail(&about))?;
-        self.check_address(&names, circumstances.address).map_err(|e| e.detail(&about))?;
-        if !leaf.key_usage.is_some_and(|u| u.digital_signature) {
-            return Err(AttestError::denied("certificate not intended for digital signature use").detail(&about));
-        }
-
-        // The certificate is trusted by now; is the node the one it was given to?
-        let nonce = keys::random::<NONCE_BYTES>().map_err(|e| AttestError::failed("unable to generate challenge").detail(e.to_string()))?;
-        let challenge = proof::challenge(&leaf.public_key, nonce).ok_or_else(|| {
-            AttestError::denied("unsupported public key type; supported are EC P-256, P-384, P-521 and RSA").detail(&about)
-        })?;
-        let message = serde_json::to_vec(&challenge).map_err(|e| AttestError::failed(format!("BUG: {e}")))?;
-        let answer = conversation.challenge(message).await?;
-        let answer: Answer = serde_json::from_slice(&answer)
-            .map_err(|e| AttestError::invalid("unable to unmarshal challenge response: it is malformed").detail(format!("{about}: {e}")))?;
-        proof::verify(&leaf.public_key, &challenge, &answer)
-            .map_err(|what| AttestError::denied(format!("challenge response verification failed: {what}")).detail(&about))?;
-
-        let trust_domain = &circumstances.trust_domain;
-        let svid_path = self.svid_path(&leaf, trust_domain)?;
-        let san = names::san_selectors(&leaf.uris, trust_domain);
-        let selectors = names::selectors(&leaf, &names, &paths, &san)
-            .map_err(|e| AttestError::denied(format!("the names in the certificate make no selectors: {e}")).detail(&about))?;
-        let cannot_name = |e: String| AttestError::denied(shown(&format!("failed to make spiffe id: {e}"))).detail(&about);
-        let path = self.template.render(&names::fields(&leaf, &names, trust_domain, &svid_path, san)).map_err(cannot_name)?;
-        if !path.starts_with('/') {
-            return Err(cannot_name("the path does not begin with `/`".to_owned()));
-        }
-        trust_domain.with_path(&format!("/spire/agent{path}")).map_err(|e| cannot_name(e.to_string()))?;
-        Ok(Attested { path, selectors, can_reattest: true, redeem: None })
+        let authorities = names::authorities(&paths);
+        Ok(Verified { leaf, authorities })
     }
 }
 

@@ -132,3 +132,23 @@ async fn the_ca_bundle_follows_its_file_and_a_broken_file_changes_nothing() {
     attempt(&server, &by_new, &circumstances()).await.unwrap();
     attempt(&server, &by_old, &circumstances()).await.unwrap_err();
 }
+
+/// Reading may fail for reasons that leave no trace in the file; it is tried again although the file looks the same.
+#[tokio::test]
+async fn a_ca_bundle_that_could_not_be_used_is_read_again_although_it_looks_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let (old, new) = (pki::root("Old"), pki::root("New"));
+    let server = pki::server(directory.path(), &[&old], "");
+    let leaf = pki::leaf(&new, "node");
+    let agent = pki::agent(directory.path(), &[&leaf.der], &leaf.key);
+    let good = pki::pem(&[new.der()]);
+    let stamped = |text: &str| {
+        let path = pki::write(directory.path(), "ca.pem", text);
+        let changed = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(changed).unwrap();
+    };
+    stamped(&" ".repeat(good.len()));
+    attempt(&server, &agent, &circumstances()).await.unwrap_err();
+    stamped(&good);
+    attempt(&server, &agent, &circumstances()).await.unwrap();
+}

@@ -47,6 +47,7 @@ fn mistakes_in_the_servers_settings_are_said_with_line_and_key() {
         (format!("ca_bundle_path = {empty:?}"), "empty.pem` has no certificate"),
         (format!("ca_bundle_path = {not_pem:?}"), "half.pem` is not PEM: block `CERTIFICATE` that begins in line 1 has no end"),
         (format!("ca_bundle_paths = [{good:?}, {garbage:?}]"), "certificate 2 in the file `"),
+        (format!("ca_bundle_paths = [{good:?},\n{garbage:?}]"), "server.conf:2: `ca_bundle_paths"),
         (format!("ca_bundle_path = {large:?}"), "large.pem` has more than the 4194304 bytes allowed"),
     ] {
         let said = said(configured(&settings));

@@ -271,6 +271,25 @@ async fn a_key_that_is_not_the_certificates_is_refused() {
     assert_eq!(said, "challenge response verification failed: RSA signature verify failed");
 }
 
+/// Answers with this, whatever is asked.
+struct Saying(Vec<u8>);
+
+impl Conversation for Saying {
+    fn challenge(&mut self, _: Vec<u8>) -> Pending<'_, Result<Vec<u8>, AttestError>> {
+        Box::pin(async move { Ok(self.0.clone()) })
+    }
+}
+
+#[tokio::test]
+async fn a_long_malformed_answer_is_cut_in_the_log() {
+    let w = world("");
+    let good = pki::leaf(&w.root, "node");
+    let answer = format!("\"{}\"", "x".repeat(60_000)).into_bytes();
+    let (said, detail) = texts(w.server.attest(&payload(&[&good.der]), &circumstances(), &mut Saying(answer)).await);
+    assert_eq!(said, "unable to unmarshal challenge response: it is malformed");
+    assert!(detail.contains("invalid type") && detail.len() < 1000, "{}", detail.len());
+}
+
 #[tokio::test]
 async fn limits_that_authorities_have_hold() {
     let w = world("");
