@@ -194,7 +194,7 @@ async fn admit(
         return Err(banned());
     }
     // Before a signature is spent; the transaction looks again.
-    if node.is_some_and(|n| n.attestation_type != attestor) {
+    if node.is_some_and(|n| &*n.attestation_type != attestor) {
         return Err(of_another_attestor(&agent_id, attestor));
     }
     let question = attested.redeem.map(|secret| Question { secret, key: sha256(csr.public_key.spki()) });
