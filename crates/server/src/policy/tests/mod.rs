@@ -5,6 +5,7 @@
 
 mod calls;
 mod credentials;
+mod lines;
 mod proofs;
 
 use std::sync::Arc;
