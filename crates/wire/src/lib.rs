@@ -54,6 +54,35 @@ pub mod spire {
                     include!("gen/spire.api.server.logger.v1.rs");
                 }
             }
+            pub mod trustdomain {
+                pub mod v1 {
+                    include!("gen/spire.api.server.trustdomain.v1.rs");
+                }
+            }
+            pub mod localauthority {
+                pub mod v1 {
+                    include!("gen/spire.api.server.localauthority.v1.rs");
+                }
+            }
+        }
+        pub mod agent {
+            pub mod logger {
+                pub mod v1 {
+                    include!("gen/spire.api.agent.logger.v1.rs");
+                }
+            }
+            pub mod delegatedidentity {
+                pub mod v1 {
+                    include!("gen/spire.api.agent.delegatedidentity.v1.rs");
+                }
+            }
+        }
+    }
+    pub mod agent {
+        pub mod debug {
+            pub mod v1 {
+                include!("gen/spire.agent.debug.v1.rs");
+            }
         }
     }
 }
@@ -84,7 +113,10 @@ pub mod countersign {
 }
 
 pub use countersign::{agent::admin::v1 as agent_admin, agent::v1 as node, entry::v1 as explained, journal::v1 as journal};
+pub use spire::agent::debug::v1 as agent_debug;
+pub use spire::api::agent::{delegatedidentity::v1 as delegated_identity, logger::v1 as agent_logger};
 pub use spire::api::server::{
-    agent::v1 as agent, bundle::v1 as bundle_api, debug::v1 as debug, entry::v1 as entry_api, logger::v1 as logger, svid::v1 as svid,
+    agent::v1 as agent, bundle::v1 as bundle_api, debug::v1 as debug, entry::v1 as entry_api, localauthority::v1 as local_authority,
+    logger::v1 as logger, svid::v1 as svid, trustdomain::v1 as trust_domain,
 };
 pub use spire::api::types;

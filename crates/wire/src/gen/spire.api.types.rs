@@ -417,6 +417,48 @@ pub struct Logger {
     #[prost(enumeration = "LogLevel", tag = "2")]
     pub launch_level: i32,
 }
+/// Another trust domain, and where its bundle is to be had.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FederationRelationship {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub bundle_endpoint_url: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub trust_domain_bundle: ::core::option::Option<Bundle>,
+    #[prost(oneof = "federation_relationship::BundleEndpointProfile", tags = "3, 4")]
+    pub bundle_endpoint_profile: ::core::option::Option<
+        federation_relationship::BundleEndpointProfile,
+    >,
+}
+/// Nested message and enum types in `FederationRelationship`.
+pub mod federation_relationship {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum BundleEndpointProfile {
+        #[prost(message, tag = "3")]
+        HttpsWeb(super::HttpsWebProfile),
+        #[prost(message, tag = "4")]
+        HttpsSpiffe(super::HttpsspiffeProfile),
+    }
+}
+/// The endpoint shows the SVID of this SPIFFE ID.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpsspiffeProfile {
+    #[prost(string, tag = "1")]
+    pub endpoint_spiffe_id: ::prost::alloc::string::String,
+}
+/// The endpoint shows a certificate that the public CAs vouch for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpsWebProfile {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FederationRelationshipMask {
+    #[prost(bool, tag = "1")]
+    pub bundle_endpoint_url: bool,
+    #[prost(bool, tag = "2")]
+    pub bundle_endpoint_profile: bool,
+    #[prost(bool, tag = "3")]
+    pub trust_domain_bundle: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum LogLevel {
