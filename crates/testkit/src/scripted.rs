@@ -66,25 +66,30 @@ impl Authority {
     /// The cryptographic library fails.
     pub fn new(not_before: Timestamp, not_after: Timestamp) -> Result<Self, Anyhow> {
         let pair = KeyPair::generate(KeyType::EcP256)?;
-        let serial: [u8; 16] = random()?;
-        let subject = Subject::default().to_der(&serial);
-        let own = SpiffeId::parse(&format!("spiffe://{}", trust_domain().name()))?;
-        let tbs = Tbs {
-            serial: positive(serial),
-            algorithm: pair.algorithm(),
-            issuer: &subject,
-            issuer_key_id: None,
-            subject: &subject,
-            not_before,
-            not_after,
-            public_key: pair.public_key(),
-            spiffe_id: &own,
-            dns_names: &[],
-            profile: Profile::Authority,
-        }
-        .to_der();
-        let der = assemble(&tbs, pair.algorithm(), &pair.sign(pair.algorithm(), &tbs)?);
+        let subject = Subject::default().to_der(&random::<16>()?);
+        let der = certify_authority(&pair, &subject, (&subject, None), &pair, (not_before, not_after))?;
         Ok(Self { certificate: Certificate::parse(&der)?, pair })
+    }
+
+    /// An authority below this one.
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn intermediate(&self, not_before: Timestamp, not_after: Timestamp) -> Result<Self, Anyhow> {
+        let pair = KeyPair::generate(KeyType::EcP256)?;
+        let subject = Subject::default().to_der(&random::<16>()?);
+        let issuer = (self.certificate.subject_der(), Some(self.pair.public_key().key_id()));
+        let der = certify_authority(&pair, &subject, issuer, &self.pair, (not_before, not_after))?;
+        Ok(Self { certificate: Certificate::parse(&der)?, pair })
+    }
+
+    /// A certificate of this authority that names another as its issuer, though that one never signed it.
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn as_if_signed_by(&self, other: &Self, not_before: Timestamp, not_after: Timestamp) -> Result<Vec<u8>, Anyhow> {
+        let issuer = (other.certificate.subject_der(), Some(other.pair.public_key().key_id()));
+        certify_authority(&self.pair, self.certificate.subject_der(), issuer, &self.pair, (not_before, not_after))
     }
 
     /// Certifies a key.
@@ -116,6 +121,31 @@ impl Authority {
         .to_der();
         Ok(assemble(&tbs, self.pair.algorithm(), &self.pair.sign(self.pair.algorithm(), &tbs)?))
     }
+}
+
+/// The certificate of an authority, whose key is `pair`, with the issuer's name and key ID, signed by `signer`.
+fn certify_authority(
+    pair: &KeyPair,
+    subject: &[u8],
+    (issuer, issuer_key_id): (&[u8], Option<Vec<u8>>),
+    signer: &KeyPair,
+    (not_before, not_after): (Timestamp, Timestamp),
+) -> Result<Vec<u8>, Anyhow> {
+    let tbs = Tbs {
+        serial: positive(random()?),
+        algorithm: signer.algorithm(),
+        issuer,
+        issuer_key_id: issuer_key_id.as_deref(),
+        subject,
+        not_before,
+        not_after,
+        public_key: pair.public_key(),
+        spiffe_id: &SpiffeId::parse(&format!("spiffe://{}", trust_domain().name()))?,
+        dns_names: &[],
+        profile: Profile::Authority,
+    }
+    .to_der();
+    Ok(assemble(&tbs, signer.algorithm(), &signer.sign(signer.algorithm(), &tbs)?))
 }
 
 fn positive(mut serial: [u8; 16]) -> [u8; 16] {

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use countersign_identity::x509::Certificate;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -58,7 +59,8 @@ pub(super) fn ping(client: &Arc<ClientConfig>, port: u16) -> io::Result<Handshak
 pub(super) fn client(state: &State, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
     let svid = &state.x509_svids.svids[0];
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let chain = vec![CertificateDer::from(svid.x509_svid.clone())];
+    let chain = Certificate::parse_concatenated(&svid.x509_svid).unwrap();
+    let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
     let key = PrivatePkcs8KeyDer::from(svid.x509_svid_key.clone());
     let config = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(StoppedClock(UnixTime::now())))
         .with_protocol_versions(&[version])

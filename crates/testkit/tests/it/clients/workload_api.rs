@@ -49,6 +49,18 @@ impl Authority {
         self.0.certificate.der().to_vec()
     }
 
+    /// An authority below this one.
+    pub(super) fn intermediate(&self) -> Self {
+        let now = SystemClock.now();
+        Self(self.0.intermediate(now.before(HOUR), now.after(HOUR)).unwrap())
+    }
+
+    /// An expired certificate of this authority that names another as its issuer, though that one never signed it.
+    pub(super) fn as_if_signed_by(&self, other: &Self) -> Vec<u8> {
+        let now = SystemClock.now();
+        self.0.as_if_signed_by(&other.0, now.before(2 * HOUR), now.before(HOUR)).unwrap()
+    }
+
     /// An identity for an hour and the bundle of this authority.
     pub(super) fn state(&self, path: &str) -> State {
         self.state_for(path, HOUR)
