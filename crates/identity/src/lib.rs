@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod csr;
 pub mod der;
 pub mod entry;
+pub mod federation;
 pub mod id;
 pub mod issue;
 pub mod jwk;
@@ -21,6 +22,7 @@ pub mod x509;
 
 pub use bundle::{Bundle, BundleSet};
 pub use entry::Entry;
+pub use federation::FederationRelationship;
 pub use id::{SpiffeId, TrustDomain};
 pub use selector::Selector;
 pub use time::Timestamp;

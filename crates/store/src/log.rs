@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use countersign_identity::{Bundle, Entry, SpiffeId, Timestamp};
+use countersign_identity::{Bundle, Entry, FederationRelationship, SpiffeId, Timestamp};
 
 use crate::model::{AuthorityRecord, Node};
 
@@ -53,6 +53,8 @@ pub enum Noun {
     Bundle,
     /// An authority and its state.
     Authority,
+    /// A federation relationship.
+    FederationRelationship,
 }
 
 impl Noun {
@@ -62,6 +64,15 @@ impl Noun {
             Self::Node => 2,
             Self::Bundle => 3,
             Self::Authority => 4,
+            Self::FederationRelationship => 5,
+        }
+    }
+
+    /// The first reader that knows records of this kind. One is written only after the head says that older ones must stop.
+    pub(crate) const fn first_reader(self) -> i64 {
+        match self {
+            Self::Entry | Self::Node | Self::Bundle | Self::Authority => 1,
+            Self::FederationRelationship => 2,
         }
     }
 
@@ -71,6 +82,7 @@ impl Noun {
             2 => Some(Self::Node),
             3 => Some(Self::Bundle),
             4 => Some(Self::Authority),
+            5 => Some(Self::FederationRelationship),
             _ => None,
         }
     }
@@ -95,6 +107,10 @@ pub enum Change {
     AuthorityPut(Arc<AuthorityRecord>),
     /// An authority is gone.
     AuthorityDelete(Arc<str>),
+    /// A federation relationship is new or changed.
+    FederationRelationshipPut(Arc<FederationRelationship>),
+    /// A federation relationship is gone; the other trust domain's name.
+    FederationRelationshipDelete(Arc<str>),
 }
 
 impl Change {
@@ -105,6 +121,7 @@ impl Change {
             Self::NodePut(_) | Self::NodeDelete(_) => Noun::Node,
             Self::BundlePut(_) | Self::BundleDelete(_) => Noun::Bundle,
             Self::AuthorityPut(_) | Self::AuthorityDelete(_) => Noun::Authority,
+            Self::FederationRelationshipPut(_) | Self::FederationRelationshipDelete(_) => Noun::FederationRelationship,
         }
     }
 
@@ -112,17 +129,25 @@ impl Change {
     pub fn key(&self) -> &str {
         match self {
             Self::EntryPut(entry) => &entry.id,
-            Self::EntryDelete(key) | Self::BundleDelete(key) | Self::AuthorityDelete(key) => key,
+            Self::EntryDelete(key) | Self::BundleDelete(key) | Self::AuthorityDelete(key) | Self::FederationRelationshipDelete(key) => key,
             Self::NodePut(node) => node.id.as_str(),
             Self::NodeDelete(id) => id.as_str(),
             Self::BundlePut(bundle) => bundle.trust_domain().name(),
             Self::AuthorityPut(authority) => &authority.id,
+            Self::FederationRelationshipPut(relationship) => relationship.trust_domain.name(),
         }
     }
 
     /// Whether the thing is gone afterwards.
     pub const fn is_delete(&self) -> bool {
-        matches!(self, Self::EntryDelete(_) | Self::NodeDelete(_) | Self::BundleDelete(_) | Self::AuthorityDelete(_))
+        matches!(
+            self,
+            Self::EntryDelete(_)
+                | Self::NodeDelete(_)
+                | Self::BundleDelete(_)
+                | Self::AuthorityDelete(_)
+                | Self::FederationRelationshipDelete(_)
+        )
     }
 }
 

@@ -422,7 +422,8 @@ impl Writer<Sqlite> {
         let id = *uuid::Uuid::new_v4().as_bytes();
         let digest = next_digest(&from.digest, &id, from.revision + 1, count);
         let to = Cursor { epoch: from.epoch, revision: from.revision + count, digest };
-        if !head::advance(&mut self.database, &from, &to)? {
+        let first_reader = changes.iter().map(|(change, _, _)| change.noun().first_reader()).max().unwrap_or_default();
+        if !head::advance(&mut self.database, &from, &to, first_reader)? {
             return Ok(false);
         }
         let records: Vec<Record> = changes
@@ -512,11 +513,16 @@ fn load(database: &mut Sqlite) -> Result<Snapshot, StoreError> {
         database.begin()?;
         rows::create(database)?;
         let cursor = Cursor { epoch: *uuid::Uuid::new_v4().as_bytes(), revision: 0, digest: [0; 32] };
-        head::insert(database, &head::Head { schema_version: rows::SCHEMA_VERSION, min_reader: rows::SCHEMA_VERSION, cursor })?;
+        head::insert(database, &head::Head { schema_version: rows::SCHEMA_VERSION, min_reader: 1, cursor })?;
         database.commit()?;
     }
     let head = head::read(database)?.ok_or_else(|| StoreError::Corrupt("the head of the log is missing".to_owned()))?;
     check_version(&head)?;
+    if tables.iter().any(|t| t == "head") && !tables.iter().any(|t| t == "federation_relationship") {
+        database.begin()?;
+        rows::create_later(database)?;
+        database.commit()?;
+    }
     let mut snapshot = Snapshot::empty(head.cursor);
     rows::read_all(database, &mut |change| {
         snapshot.apply(&change);
@@ -527,9 +533,10 @@ fn load(database: &mut Sqlite) -> Result<Snapshot, StoreError> {
 
 /// INVARIANT: a server that may not know a kind of record stops; `a_server_older_than_the_newest_records_stops_writing`.
 fn check_version(head: &head::Head) -> Result<(), StoreError> {
-    let found = head.schema_version.max(head.min_reader);
-    if found > rows::SCHEMA_VERSION {
-        return Err(StoreError::Newer { found, known: rows::SCHEMA_VERSION });
+    for (found, known) in [(head.schema_version, rows::SCHEMA_VERSION), (head.min_reader, rows::READER_VERSION)] {
+        if found > known {
+            return Err(StoreError::Newer { found, known });
+        }
     }
     Ok(())
 }

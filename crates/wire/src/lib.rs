@@ -5,7 +5,7 @@
 
 mod convert;
 
-pub use convert::{ConvertError, bundle, denial, entry, id, mask};
+pub use convert::{ConvertError, bundle, denial, entry, federation, id, mask};
 
 /// The Workload API, which has no package.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]

@@ -69,11 +69,19 @@ pub(crate) fn read<D: Database>(database: &mut D) -> Result<Option<Head>, StoreE
     Ok(head)
 }
 
-/// Moves the head, if it still stands where the transaction was decided. Says whether it did.
-pub(crate) fn advance<D: Database>(database: &mut D, from: &Cursor, to: &Cursor) -> Result<bool, StoreError> {
+/// Moves the head, if it still stands where the transaction was decided. Says whether it did. Readers older than `first_reader`
+/// are told to stop.
+pub(crate) fn advance<D: Database>(database: &mut D, from: &Cursor, to: &Cursor, first_reader: i64) -> Result<bool, StoreError> {
     let moved = database.execute(
-        "UPDATE head SET revision = $1, digest = $2 WHERE id = 1 AND revision = $3 AND epoch = $4",
-        &[Value::Int(narrow_u64(to.revision)?), Value::Blob(&to.digest), Value::Int(narrow_u64(from.revision)?), Value::Blob(&from.epoch)],
+        "UPDATE head SET revision = $1, digest = $2, min_reader = CASE WHEN min_reader < $3 THEN $3 ELSE min_reader END
+         WHERE id = 1 AND revision = $4 AND epoch = $5",
+        &[
+            Value::Int(narrow_u64(to.revision)?),
+            Value::Blob(&to.digest),
+            Value::Int(first_reader),
+            Value::Int(narrow_u64(from.revision)?),
+            Value::Blob(&from.epoch),
+        ],
     )?;
     Ok(moved == 1)
 }

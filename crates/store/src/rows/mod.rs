@@ -3,6 +3,7 @@
 pub(crate) mod authority;
 pub(crate) mod bundle;
 pub(crate) mod entry;
+pub(crate) mod federation_relationship;
 pub(crate) mod head;
 pub(crate) mod join_token;
 pub(crate) mod node;
@@ -15,15 +16,23 @@ use crate::dialect::Database;
 use crate::error::StoreError;
 use crate::log::{Change, Noun};
 
-/// Version of the schema below. A store with a newer one is refused.
+/// Version of the tables there always were. A store with a newer one is refused.
 pub(crate) const SCHEMA_VERSION: i64 = 1;
+/// Which kinds of records this program knows. A store in whose log newer kinds were written is refused, so that the program
+/// before this one can be put back until then.
+pub(crate) const READER_VERSION: i64 = 2;
 
 /// Creates every table.
 pub(crate) fn create<D: Database>(database: &mut D) -> Result<(), StoreError> {
     for schema in [head::SCHEMA, entry::SCHEMA, node::SCHEMA, bundle::SCHEMA, authority::SCHEMA, join_token::SCHEMA, seen::SCHEMA] {
         database.define(&schema.replace("BYTES", D::BLOB).replace("KEYED", D::KEYED))?;
     }
-    Ok(())
+    create_later(database)
+}
+
+/// Creates the tables that a store of an earlier version lacks. Programs that do not know them pass over them.
+pub(crate) fn create_later<D: Database>(database: &mut D) -> Result<(), StoreError> {
+    database.define(federation_relationship::SCHEMA)
 }
 
 /// Writes the row of one change.
@@ -37,6 +46,8 @@ pub(crate) fn write<D: Database>(database: &mut D, change: &Change) -> Result<()
         Change::BundleDelete(name) => bundle::delete(database, name),
         Change::AuthorityPut(authority) => authority::put(database, authority),
         Change::AuthorityDelete(id) => authority::delete(database, id),
+        Change::FederationRelationshipPut(relationship) => federation_relationship::put(database, relationship),
+        Change::FederationRelationshipDelete(name) => federation_relationship::delete(database, name),
     }
 }
 
@@ -52,6 +63,7 @@ pub(crate) fn read<D: Database>(database: &mut D, noun: Noun, key: &str) -> Resu
         Noun::Node => node::read(database, Some(key), &mut take)?,
         Noun::Bundle => bundle::read(database, Some(key), &mut take)?,
         Noun::Authority => authority::read(database, Some(key), &mut take)?,
+        Noun::FederationRelationship => federation_relationship::read(database, Some(key), &mut take)?,
     }
     Ok(match found {
         Some(change) => change,
@@ -60,6 +72,7 @@ pub(crate) fn read<D: Database>(database: &mut D, noun: Noun, key: &str) -> Resu
             Noun::Node => Change::NodeDelete(spiffe_id(key)?),
             Noun::Bundle => Change::BundleDelete(key.into()),
             Noun::Authority => Change::AuthorityDelete(key.into()),
+            Noun::FederationRelationship => Change::FederationRelationshipDelete(key.into()),
         },
     })
 }
@@ -68,6 +81,7 @@ pub(crate) fn read<D: Database>(database: &mut D, noun: Noun, key: &str) -> Resu
 pub(crate) fn read_all<D: Database>(database: &mut D, take: Take<'_>) -> Result<(), StoreError> {
     bundle::read(database, None, take)?;
     authority::read(database, None, take)?;
+    federation_relationship::read(database, None, take)?;
     node::read(database, None, take)?;
     entry::read(database, None, take)
 }

@@ -8,7 +8,7 @@ mod authorized;
 
 use std::sync::Arc;
 
-use countersign_identity::{Bundle, BundleSet, Entry, Selector, SpiffeId};
+use countersign_identity::{Bundle, BundleSet, Entry, FederationRelationship, Selector, SpiffeId};
 use imbl::{HashMap, OrdMap, OrdSet, Vector};
 
 pub use ancestry::Ancestry;
@@ -36,6 +36,7 @@ pub struct Snapshot {
     nodes_by_selector: HashMap<Selector, OrdSet<SpiffeId>>,
     bundles: Arc<BundleSet>,
     authorities: OrdMap<Arc<str>, Arc<AuthorityRecord>>,
+    federation_relationships: OrdMap<Arc<str>, Arc<FederationRelationship>>,
     recent: Vector<Arc<Transaction>>,
     /// The place in the log before the first of `recent`.
     recent_from: Cursor,
@@ -60,6 +61,7 @@ impl Snapshot {
             nodes_by_selector: HashMap::new(),
             bundles: Arc::default(),
             authorities: OrdMap::new(),
+            federation_relationships: OrdMap::new(),
             recent: Vector::new(),
             recent_from: cursor,
         }
@@ -142,6 +144,17 @@ impl Snapshot {
         self.authorities.values()
     }
 
+    /// The federation relationship with this trust domain.
+    pub fn federation_relationship(&self, trust_domain_name: &str) -> Option<&Arc<FederationRelationship>> {
+        self.federation_relationships.get(trust_domain_name)
+    }
+
+    /// Federation relationships by the name of the other trust domain, from the first after this one.
+    pub fn federation_relationships_after(&self, trust_domain_name: &str) -> impl Iterator<Item = &Arc<FederationRelationship>> {
+        let name: Arc<str> = trust_domain_name.into();
+        self.federation_relationships.range((std::ops::Bound::Excluded(name), std::ops::Bound::Unbounded)).map(|(_, r)| r)
+    }
+
     /// The transactions after this cursor, if it fits this log and they are still in memory.
     pub fn since(&self, cursor: &Cursor) -> Option<Vec<Arc<Transaction>>> {
         if cursor.epoch != self.cursor.epoch || cursor.revision > self.cursor.revision {
@@ -190,6 +203,14 @@ impl Snapshot {
             }
             Change::AuthorityDelete(id) => {
                 self.authorities.remove(id);
+                Before::Nothing
+            }
+            Change::FederationRelationshipPut(relationship) => {
+                self.federation_relationships.insert(relationship.trust_domain.name().into(), Arc::clone(relationship));
+                Before::Nothing
+            }
+            Change::FederationRelationshipDelete(name) => {
+                self.federation_relationships.remove(name);
                 Before::Nothing
             }
         }

@@ -9,7 +9,7 @@ use countersign_store::{
 use countersign_testkit::powerloss::PowerLoss;
 use rusqlite::Connection;
 
-use crate::world::{NOW, agent, close, on, open, options, put, put_node, raw_on, td, write};
+use crate::world::{NOW, agent, close, on, open, options, put, put_node, raw_on, relationship, td, write};
 
 fn file() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -98,12 +98,13 @@ fn a_path_that_cannot_be_opened_is_named() {
 
 #[tokio::test]
 async fn a_newer_schema_is_refused() {
-    for (column, found) in [("schema_version", 7), ("min_reader", 9)] {
+    for (column, newest) in [("schema_version", 1), ("min_reader", 2)] {
+        let found = newest + 1;
         let disk = PowerLoss::register();
         close(Store::open(&on(&disk)).unwrap()).await;
         raw_on(&disk).execute(&format!("UPDATE head SET {column} = {found}"), []).unwrap();
         let error = Store::open(&on(&disk)).unwrap_err();
-        assert!(matches!(error, StoreError::Newer { found: f, known: 1 } if f == found), "{error:?}");
+        assert!(matches!(error, StoreError::Newer { found: f, known } if f == found && known == newest), "{error:?}");
     }
 }
 
@@ -123,7 +124,13 @@ async fn one_of_each() -> PowerLoss {
     };
     let mut bundle = Bundle::empty(td("other.org"));
     bundle.refresh_hint = Some(std::time::Duration::from_secs(5));
-    let changes = [put("e1"), put_node("n1", &["x:1"]), Change::BundlePut(bundle.into()), Change::AuthorityPut(authority.into())];
+    let changes = [
+        put("e1"),
+        put_node("n1", &["x:1"]),
+        Change::BundlePut(bundle.into()),
+        Change::AuthorityPut(authority.into()),
+        Change::FederationRelationshipPut(relationship("other.org", Some("spiffe://other.org/endpoint")).into()),
+    ];
     store
         .write(Actor::server(), move |draft| {
             changes.iter().for_each(|c| draft.change(c.clone()));
@@ -165,6 +172,11 @@ async fn a_corrupt_row_is_said_to_be_corrupt() {
         "UPDATE authority SET family = 3",
         "UPDATE authority SET state = 0",
         "UPDATE authority SET public = 'text'",
+        "UPDATE federation_relationship SET trust_domain = 'UPPER'",
+        "UPDATE federation_relationship SET bundle_endpoint_url = 'http://other.org'",
+        "UPDATE federation_relationship SET bundle_endpoint_profile = 3",
+        "UPDATE federation_relationship SET endpoint_spiffe_id = NULL",
+        "UPDATE federation_relationship SET endpoint_spiffe_id = 'nonsense'",
         "UPDATE seen SET id = 'x'",
         "UPDATE head SET epoch = x'00'",
         "UPDATE head SET digest = x''",

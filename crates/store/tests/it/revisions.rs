@@ -226,6 +226,7 @@ async fn a_record_says_what_changed_when_and_who_asked() {
         put_node("a", &[]),
         Change::BundlePut(Arc::new(Bundle::empty(td("other.org")))),
         Change::AuthorityPut(Arc::new(authority)),
+        Change::FederationRelationshipPut(Arc::new(crate::world::relationship("other.org", None))),
     ];
     write_as(&store, "spiffe://example.org/admin", puts).await.unwrap();
     clock.store(1_800_000_060_456, Ordering::SeqCst);
@@ -234,6 +235,7 @@ async fn a_record_says_what_changed_when_and_who_asked() {
         Change::NodeDelete(agent("a")),
         Change::BundleDelete("other.org".into()),
         Change::AuthorityDelete("a1b2".into()),
+        Change::FederationRelationshipDelete("other.org".into()),
     ];
     let seen_at = store
         .write(Actor::new("uid 0, pid 17, /usr/bin/countersign"), move |draft| {
@@ -245,15 +247,15 @@ async fn a_record_says_what_changed_when_and_who_asked() {
         .await
         .unwrap();
     assert_eq!(seen_at, Timestamp::from_millis(1_800_000_060_456));
-    let items = ["e1", "spiffe://example.org/spire/agent/test/a", "other.org", "a1b2"];
-    let expected: Vec<Row> = (0..8)
+    let items = ["e1", "spiffe://example.org/spire/agent/test/a", "other.org", "a1b2", "other.org"];
+    let expected: Vec<Row> = (0..10)
         .map(|n| Row {
             revision: n + 1,
-            noun: n % 4 + 1,
-            item: items[n as usize % 4].to_owned(),
-            deleted: n >= 4,
-            at_millis: if n < 4 { 1_800_000_000_123 } else { 1_800_000_060_456 },
-            actor: if n < 4 { "spiffe://example.org/admin" } else { "uid 0, pid 17, /usr/bin/countersign" }.to_owned(),
+            noun: n % 5 + 1,
+            item: items[n as usize % 5].to_owned(),
+            deleted: n >= 5,
+            at_millis: if n < 5 { 1_800_000_000_123 } else { 1_800_000_060_456 },
+            actor: if n < 5 { "spiffe://example.org/admin" } else { "uid 0, pid 17, /usr/bin/countersign" }.to_owned(),
         })
         .collect();
     assert_eq!(log_rows(&raw_on(&disk)), expected);

@@ -13,7 +13,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use crate::world::{NOW, agent, close, contents, entry, id, node, on, open, selectors, td, write};
+use crate::world::{NOW, agent, close, contents, entry, id, node, on, open, relationship, selectors, td, write};
 
 static CERTIFICATES: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
     (0..4)
@@ -134,16 +134,25 @@ async fn every_field_of_every_noun_survives_a_restart() {
         let family = if n == 1 { AuthorityFamily::X509 } else { AuthorityFamily::Jwt };
         authorities.push(AuthorityRecord { id: format!("f{n}").into(), state, family, ..full_authority() });
     }
+    let relationships = vec![
+        relationship("a.org", Some("spiffe://b.org/endpoint")),
+        relationship("b.org", None),
+        relationship("c.org", Some("spiffe://c.org")),
+    ];
     let changes = (entries.iter().cloned().map(|e| Change::EntryPut(Arc::new(e))))
         .chain(nodes.iter().cloned().map(|n| Change::NodePut(Arc::new(n))))
         .chain(bundles.iter().cloned().map(|b| Change::BundlePut(Arc::new(b))))
-        .chain(authorities.iter().cloned().map(|a| Change::AuthorityPut(Arc::new(a))));
+        .chain(authorities.iter().cloned().map(|a| Change::AuthorityPut(Arc::new(a))))
+        .chain(relationships.iter().cloned().map(|r| Change::FederationRelationshipPut(Arc::new(r))));
     write(&store, changes.collect::<Vec<_>>()).await.unwrap();
     let check = |snapshot: &Snapshot| {
         assert_eq!(snapshot.entries_after("").map(|e| Entry::clone(e)).collect::<Vec<_>>(), entries);
         assert_eq!(snapshot.nodes_after(None).map(|n| Node::clone(n)).collect::<Vec<_>>(), nodes);
         assert_eq!(snapshot.bundles().iter().map(|b| Bundle::clone(b)).collect::<Vec<_>>(), bundles);
         assert_eq!(snapshot.authorities().map(|a| AuthorityRecord::clone(a)).collect::<Vec<_>>(), authorities);
+        assert_eq!(snapshot.federation_relationships_after("").map(|r| (**r).clone()).collect::<Vec<_>>(), relationships);
+        assert_eq!(snapshot.federation_relationships_after("a.org").count(), 2);
+        assert_eq!(snapshot.federation_relationship("b.org").map(|r| (**r).clone()).as_ref(), relationships.get(1));
         assert!(snapshot.node(&agent("plain")).unwrap().is_banned() && !snapshot.node(&agent("full")).unwrap().is_banned());
     };
     check(&store.snapshot());
@@ -256,6 +265,11 @@ fn some_change() -> impl Strategy<Value = Change> {
         1 => (0..3_u8).prop_map(|n| Change::BundleDelete(format!("friend{n}.org").into())),
         2 => some_authority().prop_map(|a| Change::AuthorityPut(Arc::new(a))),
         1 => (0..4_u8).prop_map(|n| Change::AuthorityDelete(format!("a{n}").into())),
+        2 => (0..3_u8, option::of(0..2_u8)).prop_map(|(n, endpoint)| {
+            let endpoint = endpoint.map(|e| format!("spiffe://friend{n}.org/e{e}"));
+            Change::FederationRelationshipPut(Arc::new(relationship(&format!("friend{n}.org"), endpoint.as_deref())))
+        }),
+        1 => (0..3_u8).prop_map(|n| Change::FederationRelationshipDelete(format!("friend{n}.org").into())),
     ]
 }
 

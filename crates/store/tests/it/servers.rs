@@ -8,7 +8,7 @@ use countersign_store::{Actor, Change, Store, StoreError};
 use countersign_testkit::powerloss::PowerLoss;
 use rusqlite::Connection;
 
-use crate::world::{check_log, contents, on, open, put, put_hint, put_node, raw_on, write};
+use crate::world::{check_log, close, contents, on, open, put, put_hint, put_node, raw_on, relationship, write};
 
 fn file() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -86,10 +86,49 @@ async fn a_server_older_than_the_newest_records_stops_writing() {
     let disk = PowerLoss::register();
     let store = Store::open(&on(&disk)).unwrap();
     write(&store, [put("e")]).await.unwrap();
-    raw_on(&disk).execute_batch("UPDATE head SET min_reader = 2, revision = revision + 1").unwrap();
+    raw_on(&disk).execute_batch("UPDATE head SET min_reader = 3, revision = revision + 1").unwrap();
     let refused = write(&store, [put("f")]).await.unwrap_err();
-    assert!(matches!(refused, StoreError::Newer { found: 2, known: 1 }), "{refused:?}");
+    assert!(matches!(refused, StoreError::Newer { found: 3, known: 2 }), "{refused:?}");
     assert!(store.snapshot().entry("f").is_none());
+}
+
+/// What the head says about who may read.
+fn versions(disk: &PowerLoss) -> (i64, i64) {
+    raw_on(disk).query_row("SELECT schema_version, min_reader FROM head", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap()
+}
+
+#[tokio::test]
+async fn a_store_of_an_earlier_program_is_taken_over_and_can_go_back_until_it_holds_what_that_one_cannot_know() {
+    let disk = PowerLoss::register();
+    let store = Store::open(&on(&disk)).unwrap();
+    write(&store, [put("e")]).await.unwrap();
+    close(store).await;
+    raw_on(&disk).execute_batch("DROP TABLE federation_relationship").unwrap();
+
+    let store = Store::open(&on(&disk)).unwrap();
+    write(&store, [put("f")]).await.unwrap();
+    assert_eq!(versions(&disk), (1, 1), "the earlier program can read everything");
+    let known = relationship("other.org", None);
+    write(&store, [put("g"), Change::FederationRelationshipPut(Arc::new(known.clone())), put("h")]).await.unwrap();
+    assert_eq!(versions(&disk), (1, 2));
+    write(&store, [Change::FederationRelationshipDelete("other.org".into())]).await.unwrap();
+    assert_eq!(versions(&disk), (1, 2), "the records stay in the log");
+    close(store).await;
+    let store = Store::open(&on(&disk)).unwrap();
+    assert_eq!((store.snapshot().entries_count(), store.snapshot().federation_relationship("other.org")), (4, None));
+}
+
+#[tokio::test]
+async fn a_relationship_that_another_server_wrote_is_known_here_too() {
+    let disk = PowerLoss::register();
+    let (ours, theirs) = (Store::open(&on(&disk)).unwrap(), Store::open(&on(&disk)).unwrap());
+    let written = relationship("other.org", Some("spiffe://other.org/endpoint"));
+    write(&theirs, [Change::FederationRelationshipPut(Arc::new(written.clone()))]).await.unwrap();
+    write(&ours, [put("e")]).await.unwrap();
+    assert_eq!(ours.snapshot().federation_relationship("other.org").map(|r| (**r).clone()), Some(written));
+    write(&theirs, [Change::FederationRelationshipDelete("other.org".into())]).await.unwrap();
+    write(&ours, [put("f")]).await.unwrap();
+    assert!(ours.snapshot().federation_relationship("other.org").is_none());
 }
 
 #[tokio::test]

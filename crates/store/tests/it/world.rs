@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use countersign_identity::entry::AdditionalAttributes;
-use countersign_identity::{Entry, Selector, SpiffeId, Timestamp, TrustDomain, selector};
+use countersign_identity::federation::{EndpointProfile, EndpointUrl};
+use countersign_identity::{Entry, FederationRelationship, Selector, SpiffeId, Timestamp, TrustDomain, selector};
 use countersign_store::{Actor, Change, Node, Options, Snapshot, Store, StoreError};
 use countersign_testkit::powerloss::PowerLoss;
 use rusqlite::{Connection, OpenFlags};
@@ -78,6 +79,17 @@ pub fn node(name: &str, facts: &[&str]) -> Node {
     }
 }
 
+/// A relationship of the profile that shows this SPIFFE ID, or else of the public web.
+pub fn relationship(name: &str, endpoint: Option<&str>) -> FederationRelationship {
+    FederationRelationship {
+        trust_domain: td(name),
+        bundle_endpoint_url: EndpointUrl::parse(&format!("https://{name}/bundle")).unwrap(),
+        bundle_endpoint_profile: endpoint.map_or(EndpointProfile::HttpsWeb, |endpoint| EndpointProfile::HttpsSpiffe {
+            endpoint_spiffe_id: SpiffeId::parse(endpoint).unwrap(),
+        }),
+    }
+}
+
 pub fn put_node(name: &str, facts: &[&str]) -> Change {
     Change::NodePut(Arc::new(node(name, facts)))
 }
@@ -131,6 +143,7 @@ pub fn contents(snapshot: &Snapshot) -> (u64, [u8; 32], Vec<String>) {
         .chain(snapshot.nodes_after(None).map(|n| format!("{n:?}")))
         .chain(snapshot.bundles().iter().map(|b| format!("{b:?}")))
         .chain(snapshot.authorities().map(|a| format!("{a:?}")))
+        .chain(snapshot.federation_relationships_after("").map(|r| format!("{r:?}")))
         .collect();
     (snapshot.revision(), snapshot.cursor().digest, lines)
 }

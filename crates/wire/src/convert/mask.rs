@@ -1,6 +1,6 @@
 //! Masks: which fields of a message are wanted. A mask that is not set wants all.
 
-use crate::types::{Agent, AgentMask, Bundle, BundleMask, Entry, EntryMask};
+use crate::types::{Agent, AgentMask, Bundle, BundleMask, Entry, EntryMask, FederationRelationship, FederationRelationshipMask};
 
 /// Every field of an entry.
 pub const ENTRY_ALL: EntryMask = EntryMask {
@@ -90,4 +90,17 @@ pub fn bundle(mut bundle: Bundle, mask: Option<&BundleMask>) -> Bundle {
     }
     keep!(x509_authorities, jwt_authorities, refresh_hint, sequence_number, wit_authorities);
     bundle
+}
+
+/// Empties the fields of a federation relationship that the mask leaves out; the trust domain always stays.
+pub fn federation_relationship(
+    mut relationship: FederationRelationship,
+    mask: Option<&FederationRelationshipMask>,
+) -> FederationRelationship {
+    let Some(m) = mask else { return relationship };
+    macro_rules! keep {
+        ($($field:ident),*) => { $(if !m.$field { relationship.$field = Default::default(); })* };
+    }
+    keep!(bundle_endpoint_url, bundle_endpoint_profile, trust_domain_bundle);
+    relationship
 }

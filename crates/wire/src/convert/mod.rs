@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod denial;
 pub mod entry;
+pub mod federation;
 pub mod id;
 pub mod mask;
 
