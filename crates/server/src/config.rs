@@ -15,7 +15,9 @@ use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
 use countersign_plugins::plugin_data;
+use countersign_transport::limits::CONNECTION_AGE_MAX;
 use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
+use countersign_transport::proxy::Cidr;
 use countersign_transport::unix;
 
 use crate::audit;
@@ -33,7 +35,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("profiling_port", "profiling comes later"),
     ("profiling_freq", "profiling comes later"),
     ("profiling_names", "profiling comes later"),
-    ("proxy_protocol_trusted_cidrs", "the PROXY protocol comes later"),
     ("max_attested_node_info_staleness", "agents are authorized from memory without staleness; leave it out"),
 ];
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub replace_lost_authorities: Vec<String>,
     /// Things to tell the operator that do not stop the start.
     pub warnings: Vec<String>,
+    /// How long a TCP connection may live; [`CONNECTION_AGE_MAX`]. The seam for tests that do not wait for minutes. No file sets it.
+    pub connection_age_max: Duration,
     pub(crate) admin_ids: Vec<SpiffeId>,
     pub(crate) agent_ttl: Duration,
     pub(crate) audit_log_enabled: bool,
@@ -79,6 +82,7 @@ pub struct Config {
     pub(crate) disable_jwt_svids: bool,
     pub(crate) jwt_issuer: Option<String>,
     pub(crate) node_pruning: Option<NodePruning>,
+    pub(crate) proxy_protocol_trusted_cidrs: Vec<Cidr>,
 
     pub(crate) ratelimit: ratelimit::Settings,
     pub(crate) key_manager: Arc<dyn KeyManager>,
@@ -172,6 +176,12 @@ impl Config {
             store_path,
             replace_lost_authorities: Vec::new(),
             store_file_layer: None,
+            connection_age_max: CONNECTION_AGE_MAX,
+            proxy_protocol_trusted_cidrs: server
+                .strings("proxy_protocol_trusted_cidrs")?
+                .iter()
+                .map(|range| range.parse(|text| text.parse::<Cidr>()))
+                .collect::<Result<_, _>>()?,
             warnings,
             agent_ttl,
             ca_key_type,

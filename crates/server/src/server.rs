@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,17 +15,21 @@ use countersign_identity::Timestamp;
 use countersign_store::{Options, Store, StoreError};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::{
-    CALL_TIMEOUT, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
-    STREAMS_PER_CONNECTION_MAX,
+    CALL_TIMEOUT, CONNECTION_AGE_SPREAD, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+    STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
 };
+use countersign_transport::random::{Random as _, Seeded};
 use countersign_transport::tls::SharedBundles;
 use countersign_transport::unix::SocketError;
 use countersign_transport::{observe, tcp, tls, unix};
 use countersign_wire::journal::Kind;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 
 use crate::api::{self, Api, Context, LogLevels};
 use crate::audit::{self, Journal, JournalError};
@@ -234,22 +239,77 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     }
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
-    let public = tcp::incoming(listener, Arc::new(tls_config), counters);
-    servers.spawn(serve(api::public_routes(&api), gate.clone(), public, stopped.clone()));
-    servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), stopped));
+    if !config.proxy_protocol_trusted_cidrs.is_empty() {
+        tracing::info!(trusted_cidrs = ?config.proxy_protocol_trusted_cidrs, "PROXY protocol enabled on TCP listener");
+    }
+    let public = tcp::incoming(listener, Arc::new(tls_config), counters, config.proxy_protocol_trusted_cidrs.clone().into());
+    servers.spawn(serve_each(api::public_routes(&api), gate.clone(), public, config.connection_age_max, stopped.clone()));
+    servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), is_told(stopped)));
     tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");
     Ok(Running { address, socket_path: config.socket_path.clone(), stop, tasks, servers, api, _lock: lock })
 }
 
+/// Serves each TCP connection by a server of its own, so that one can be asked to go without the others.
+async fn serve_each(
+    routes: Routes,
+    gate: Gate,
+    mut incoming: ReceiverStream<io::Result<tcp::Connection>>,
+    age_max: Duration,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let routes = routes.prepare();
+    let random = Seeded::from_entropy();
+    let mut connections = JoinSet::new();
+    let mut told = pin!(is_told(stopped.clone()));
+    loop {
+        tokio::select! {
+            () = &mut told => break,
+            Some(_) = connections.join_next() => {}
+            accepted = incoming.next() => {
+                let mut connection = accepted.ok_or("the TCP listener ended")?.map_err(|e| e.to_string())?;
+                let age = age_max.mul_f64(1.0 + CONNECTION_AGE_SPREAD * (2.0 * random.fraction() - 1.0));
+                let going = goes(&mut connection, age, stopped.clone());
+                // Pending once it has been handed on: a server without anybody to come would ask the one it has to go.
+                let only = tokio_stream::once(Ok::<_, io::Error>(connection)).chain(tokio_stream::pending());
+                connections.spawn(serve(routes.clone(), gate.clone(), only, going));
+            }
+        }
+    }
+    drop(incoming);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Returns when a connection is to go: its age, the server's end, or that it is gone.
+fn goes(connection: &mut tcp::Connection, age: Duration, stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + use<> {
+    let (peer, gone) = (connection.connect_info(), connection.gone());
+    let is_old = async move {
+        tokio::time::sleep(age).await;
+        peer.is_free().await;
+    };
+    async move {
+        tokio::select! {
+            () = is_old => {}
+            _ = gone => {}
+            () = is_told(stopped) => {}
+        }
+    }
+}
+
+/// Returns when the server is told to stop.
+async fn is_told(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
 async fn serve<I>(
     routes: Routes,
     gate: Gate,
-    incoming: tokio_stream::wrappers::ReceiverStream<io::Result<I>>,
-    mut stopped: watch::Receiver<bool>,
+    incoming: impl Stream<Item = io::Result<I>>,
+    told: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Unpin + Send + 'static,
 {
     Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -261,9 +321,7 @@ where
         .timeout(CALL_TIMEOUT)
         .layer(GateLayer(gate))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        })
+        .serve_with_incoming_shutdown(incoming, told)
         .await
         .map_err(|e| e.to_string())
 }

@@ -15,6 +15,7 @@ use countersign_identity::x509::{Certificate, Profile, Subject, Tbs, assemble};
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp};
 use countersign_plugins::keys::{KeyPair, random};
 use countersign_transport::clock::SharedClock;
+use countersign_transport::proxy::Proxies;
 use countersign_transport::{tcp, tls};
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::node::{self, FollowResponse, issue_request, issue_response};
@@ -255,7 +256,7 @@ impl Scripted {
         let inner = listener.local_addr()?;
         let trusted = Arc::clone(&shared.trusted);
         let config = tls::server_config(Arc::clone(&shared.presented), trusted, Arc::new(|_| true), clock)?;
-        let incoming = tcp::incoming(listener, Arc::new(config), Arc::default());
+        let incoming = tcp::incoming(listener, Arc::new(config), Arc::default(), Proxies::default());
         let answering = Arc::clone(&shared);
         let layer = tower::layer::layer_fn(move |_: Routes| Answering(Arc::clone(&answering)));
         let serving = tonic::transport::Server::builder().layer(layer).add_routes(Routes::default()).serve_with_incoming(incoming);

@@ -13,6 +13,7 @@ pub mod observe;
 #[allow(unsafe_code, reason = "the one module that asks the kernel for SO_PEERPIDFD, which no library wraps")]
 pub mod peer;
 pub mod prefix;
+pub mod proxy;
 pub mod random;
 pub mod tcp;
 pub mod tls;

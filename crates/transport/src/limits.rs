@@ -43,6 +43,12 @@ pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Open TCP connections; one an agent, at the fleet size we design for, shared by several servers.
 pub const TCP_CONNECTIONS_MAX: usize = 65_536;
+/// Age at which a TCP connection is asked to go, as in SPIRE: agents come again and spread over the servers of a load balancer.
+/// Calls under way are finished, and a connection that carries an agent's stream stays.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(180);
+/// The most by which that age differs from one connection to the next, up or down, as a part of it, so that agents that came
+/// together do not come again together.
+pub const CONNECTION_AGE_SPREAD: f64 = 0.1;
 /// Open connections on a Unix socket.
 pub const UNIX_CONNECTIONS_MAX: usize = 16_384;
 /// Open connections of one local user on a Unix socket, so that one user cannot keep the others out.

@@ -15,7 +15,7 @@ use countersign_identity::{SpiffeId, Timestamp};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,6 +26,7 @@ use crate::limits::{
     HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
 };
 use crate::prefix::Prefix;
+use crate::proxy::{self, HeaderError, Proxies};
 
 /// What is known about a TLS peer. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -35,12 +36,35 @@ pub struct TlsPeer {
     /// What its certificate proves; nothing without one.
     pub identity: Option<Arc<TlsIdentity>>,
     has_asked: Arc<AtomicBool>,
+    kept_by: Arc<watch::Sender<usize>>,
 }
 
 impl TlsPeer {
     /// To be called for each request of this peer: a connection without one does not live long.
     pub fn asks(&self) {
         self.has_asked.store(true, Relaxed);
+    }
+
+    /// Keeps the connection from being closed for its age, for as long as the guard lives.
+    pub fn keep(&self) -> Kept {
+        self.kept_by.send_modify(|count| *count += 1);
+        Kept(Arc::clone(&self.kept_by))
+    }
+
+    /// Returns once nobody keeps the connection.
+    pub async fn is_free(&self) {
+        // The sender is held here, so that waiting cannot fail.
+        let _ = self.kept_by.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Keeps a connection.
+#[derive(Debug)]
+pub struct Kept(Arc<watch::Sender<usize>>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -69,6 +93,8 @@ pub struct Connection {
     /// Its place among those of the same identity.
     _known: Option<Place<SpiffeId>>,
     _place: OwnedSemaphorePermit,
+    /// Dropped with the connection.
+    gone: Option<oneshot::Sender<()>>,
 }
 
 /// Counters of what happens before a caller is known.
@@ -83,14 +109,24 @@ pub struct Counters {
 /// Accepts connections for as long as somebody takes them. Handshakes run beside each other, bounded by address and in
 /// total, and so are connections without certificate; those with one are bounded by identity and in total. Whoever is too
 /// slow or one too many is turned away without an answer.
-pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<Counters>) -> ReceiverStream<io::Result<Connection>> {
+///
+/// A connection from one of the `proxies` counts as one of whom it is for, where it says so.
+pub fn incoming(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    counters: Arc<Counters>,
+    proxies: Proxies,
+) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        let acceptor = TlsAcceptor::from(config);
         let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
-        let handshakes = Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX);
-        let anonymous = Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX);
-        let known = Places::new(TCP_CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX);
+        let door = Arc::new(Door {
+            acceptor: TlsAcceptor::from(config),
+            proxies,
+            handshakes: Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX),
+            anonymous: Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX),
+            known: Places::new(TCP_CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX),
+        });
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -104,44 +140,32 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
                     continue;
                 }
             };
-            let (Ok(place), Some(turn)) = (Arc::clone(&connections).try_acquire_owned(), handshakes.take(Prefix::of(address.ip()))) else {
+            let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
                 counters.turned_away.fetch_add(1, Relaxed);
                 continue;
             };
-            let (acceptor, sender, counters) = (acceptor.clone(), sender.clone(), Arc::clone(&counters));
-            let (anonymous, known) = (Arc::clone(&anonymous), Arc::clone(&known));
+            // Before anything is read, so that nobody's tasks pile up. A proxy's header is read first: it says whose turn it is.
+            let turn = if door.proxies.contain(address.ip()) { None } else { Some(door.handshakes.take(Prefix::of(address.ip()))) };
+            if matches!(turn, Some(None)) {
+                counters.turned_away.fetch_add(1, Relaxed);
+                continue;
+            }
+            let (door, sender, counters) = (Arc::clone(&door), sender.clone(), Arc::clone(&counters));
             tokio::spawn(async move {
-                // INVARIANT: without TCP_NODELAY each call waits 40 ms for a delayed acknowledgement.
-                let shaken = stream.set_nodelay(true).is_ok().then(|| tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
-                let outcome = match shaken {
-                    Some(handshake) => handshake.await,
-                    None => return,
-                };
-                drop(turn);
-                match outcome {
-                    Ok(Ok(stream)) => {
-                        tracing::trace!(hop = "accepts a connection");
-                        let identity = identity_of(&stream);
-                        let (closes, stranger, member) = match &identity {
-                            Some(identity) => (None, None, known.take(identity.spiffe_id.clone())),
-                            None => {
-                                let closes = Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX));
-                                (Some(closes), anonymous.take(Prefix::of(address.ip())), None)
-                            }
-                        };
-                        if stranger.is_none() && member.is_none() {
-                            counters.turned_away.fetch_add(1, Relaxed);
-                            let spiffe_id = identity.as_ref().map(|i| i.spiffe_id.as_str());
-                            tracing::debug!(%address, spiffe_id, "Too many connections from there, turned away");
-                            return;
-                        }
-                        let peer = TlsPeer { address, identity, has_asked: Arc::default() };
-                        let must_ask = Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_TIMEOUT)));
-                        let _ = sender
-                            .send(Ok(Connection { stream, peer, closes, must_ask, _anonymous: stranger, _known: member, _place: place }))
-                            .await;
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, door.shake(stream, address, turn.flatten(), place)).await {
+                    Ok(Ok(connection)) => {
+                        let _ = sender.send(Ok(connection)).await;
                     }
-                    Ok(Err(error)) => {
+                    Ok(Err(Refused::OneTooMany { address, spiffe_id })) => {
+                        counters.turned_away.fetch_add(1, Relaxed);
+                        let spiffe_id = spiffe_id.as_ref().map(SpiffeId::as_str);
+                        tracing::debug!(%address, spiffe_id, "Too many connections from there, turned away");
+                    }
+                    Ok(Err(Refused::Header(error))) => {
+                        counters.handshakes_failed.fetch_add(1, Relaxed);
+                        tracing::debug!(%address, %error, "PROXY header refused");
+                    }
+                    Ok(Err(Refused::Tls { address, error })) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
                         tracing::debug!(%address, %error, "TLS handshake failed");
                     }
@@ -154,6 +178,64 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, counters: Arc<
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// What connections go through before they are served.
+struct Door {
+    acceptor: TlsAcceptor,
+    proxies: Proxies,
+    handshakes: Arc<Places<Prefix>>,
+    anonymous: Arc<Places<Prefix>>,
+    known: Arc<Places<SpiffeId>>,
+}
+
+/// Why a connection is not served.
+enum Refused {
+    Header(HeaderError),
+    Tls { address: SocketAddr, error: io::Error },
+    OneTooMany { address: SocketAddr, spiffe_id: Option<SpiffeId> },
+}
+
+impl Door {
+    async fn shake(
+        &self,
+        mut stream: TcpStream,
+        mut address: SocketAddr,
+        turn: Option<Place<Prefix>>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Connection, Refused> {
+        // INVARIANT: without TCP_NODELAY each call waits 40 ms for a delayed acknowledgement.
+        stream.set_nodelay(true).map_err(|error| Refused::Tls { address, error })?;
+        let turn = match turn {
+            // From anybody else a header is no TLS, and the handshake fails.
+            Some(turn) => turn,
+            None => {
+                address = proxy::read_header(&mut stream).await.map_err(Refused::Header)?.unwrap_or(address);
+                self.handshakes.take(Prefix::of(address.ip())).ok_or(Refused::OneTooMany { address, spiffe_id: None })?
+            }
+        };
+        let stream = self.acceptor.accept(stream).await.map_err(|error| Refused::Tls { address, error })?;
+        drop(turn);
+        tracing::trace!(hop = "accepts a connection");
+        let identity = identity_of(&stream);
+        let (closes, stranger, member) = match &identity {
+            Some(identity) => (None, None, self.known.take(identity.spiffe_id.clone())),
+            None => (Some(Box::pin(tokio::time::sleep(ANONYMOUS_AGE_MAX))), self.anonymous.take(Prefix::of(address.ip())), None),
+        };
+        if stranger.is_none() && member.is_none() {
+            return Err(Refused::OneTooMany { address, spiffe_id: identity.as_ref().map(|i| i.spiffe_id.clone()) });
+        }
+        Ok(Connection {
+            stream,
+            peer: TlsPeer { address, identity, has_asked: Arc::default(), kept_by: Arc::default() },
+            closes,
+            must_ask: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_TIMEOUT))),
+            _anonymous: stranger,
+            _known: member,
+            _place: place,
+            gone: None,
+        })
+    }
 }
 
 /// The identity in the leaf that the handshake verified; the very bytes the verifier saw.
@@ -212,6 +294,13 @@ impl<K: Hash + Eq> Drop for Place<K> {
 }
 
 impl Connection {
+    /// Answers once the connection is gone.
+    pub fn gone(&mut self) -> oneshot::Receiver<()> {
+        let (gone, is_gone) = oneshot::channel();
+        self.gone = Some(gone);
+        is_gone
+    }
+
     /// Whether nothing has been asked in the time there is for it; wakes the task when that is over.
     fn is_mute(&mut self, cx: &mut Context<'_>) -> bool {
         if self.peer.has_asked.load(Relaxed) {

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use countersign_store::Cursor;
+use countersign_transport::tcp::TlsPeer;
 use countersign_wire::node::{self, follow_request, issue_request, issue_response, node_server};
 use countersign_wire::{id, svid};
 use tokio::sync::mpsc;
@@ -24,11 +25,14 @@ impl node_server::Node for Api {
     async fn follow(&self, request: Request<Streaming<node::FollowRequest>>) -> Result<Response<Self::FollowStream>, Status> {
         let caller = Self::caller(&request)?;
         let identity = caller.proof.identity().cloned().ok_or_else(|| Status::internal("BUG: an agent without certificate"))?;
+        // SPIRE's age of connections would part an agent from its stream, and cost the fleet a handshake each every three minutes.
+        let kept = request.extensions().get::<TlsPeer>().map(TlsPeer::keep);
         let mut requests = request.into_inner();
         let (out, messages) = mpsc::channel(MESSAGES_MAX);
         let api = self.clone();
         // The agent's first message may come after the answer's headers, so it is awaited beside them.
         tokio::spawn(async move {
+            let _kept = kept;
             let hello = match requests.next().await {
                 Some(Ok(node::FollowRequest { step: Some(follow_request::Step::Hello(hello)) })) => hello,
                 Some(Ok(_)) => {

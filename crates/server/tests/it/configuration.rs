@@ -55,7 +55,7 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
         "zzzzzz = 1",
         expect![[r#"
         server.conf:4: unknown configuration detected: `server.zzzzzz`
-        hint: known here: experimental, federation, profiling_enabled, profiling_port, profiling_freq, profiling_names, proxy_protocol_trusted_cidrs, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location"#]],
+        hint: known here: experimental, federation, profiling_enabled, profiling_port, profiling_freq, profiling_names, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
     );
     server(
         "ca_subject {\n    countri = [\"US\"]\n  }",

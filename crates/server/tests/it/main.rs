@@ -15,6 +15,7 @@ mod authorities;
 mod belongings;
 mod clock_steps;
 mod configuration;
+mod connections;
 mod entries;
 mod explain;
 mod federation;

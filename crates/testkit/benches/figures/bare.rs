@@ -8,6 +8,7 @@ use countersign_identity::BundleSet;
 use countersign_identity::key::KeyType;
 use countersign_plugins::keys::KeyPair;
 use countersign_transport::clock::SystemClock;
+use countersign_transport::proxy::Proxies;
 use countersign_transport::{tcp, tls, unix};
 use countersign_wire::agent::{self, agent_server, attest_agent_response};
 use countersign_wire::svid::{self, svid_server};
@@ -74,7 +75,7 @@ pub async fn run(socket: &str, port: &str) {
     let secure = Server::builder()
         .add_service(agent_server::AgentServer::new(bare.clone()))
         .add_service(svid_server::SvidServer::new(bare.clone()))
-        .serve_with_incoming(tcp::incoming(listener, Arc::new(config), Arc::default()));
+        .serve_with_incoming(tcp::incoming(listener, Arc::new(config), Arc::default(), Proxies::default()));
     let local = tokio::net::UnixListener::bind(socket).unwrap();
     let plain = Server::builder()
         .add_service(SpiffeWorkloadApiServer::new(bare))
