@@ -11,7 +11,7 @@ use countersign_config::{ConfigError, Section, Spanned};
 use countersign_identity::key::KeyType;
 use countersign_identity::rotation::guaranteed_lifetime;
 use countersign_identity::x509::Subject;
-use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_identity::{FederationRelationship, SpiffeId, TrustDomain};
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
 use countersign_plugins::plugin_data;
@@ -21,6 +21,7 @@ use countersign_transport::proxy::Cidr;
 use countersign_transport::unix;
 
 use crate::audit;
+use crate::federation;
 use crate::jobs::NodePruning;
 use crate::ratelimit;
 
@@ -30,7 +31,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Keys of SPIRE's that are recognised and not there yet; setting one is an error that says so.
 const NOT_YET: &[(&str, &str)] = &[
     ("experimental", "changes are pushed at once, so the cache settings have nothing left to do; leave the block out"),
-    ("federation", "fetching bundles of other trust domains comes later; set them with `bundle set` meanwhile"),
     ("profiling_enabled", "profiling comes later"),
     ("profiling_port", "profiling comes later"),
     ("profiling_freq", "profiling comes later"),
@@ -82,6 +82,7 @@ pub struct Config {
     pub(crate) disable_jwt_svids: bool,
     pub(crate) jwt_issuer: Option<String>,
     pub(crate) node_pruning: Option<NodePruning>,
+    pub(crate) federates_with: Vec<FederationRelationship>,
     pub(crate) proxy_protocol_trusted_cidrs: Vec<Cidr>,
 
     pub(crate) ratelimit: ratelimit::Settings,
@@ -155,6 +156,10 @@ impl Config {
         }
         let ca_key_type = key_type(&mut server, "ca_key_type")?.unwrap_or(KeyType::EcP256);
         let node_pruning = node_pruning(&mut server)?;
+        let federates_with = federation::read(&mut server, &trust_domain)?;
+        if !federates_with.is_empty() {
+            warnings.push("bundles of the trust domains in federates_with are not fetched yet; set them with `bundle set`".to_owned());
+        }
         let (key_manager, node_attestors, store_path) = read_plugins(plugins)?;
         let config = Self {
             journal: read_journal(&mut server, &data_dir)?,
@@ -189,6 +194,7 @@ impl Config {
             default_x509_svid_ttl,
             default_jwt_svid_ttl,
             node_pruning,
+            federates_with,
             key_manager,
             node_attestors,
         };

@@ -9,6 +9,7 @@ pub mod api;
 pub mod audit;
 pub mod authorities;
 mod config;
+mod federation;
 mod follow;
 mod inventory;
 mod jobs;

@@ -197,6 +197,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         rate_limits: RateLimits::new(config.ratelimit, &clock),
         lines: Arc::clone(&lines),
         seen: Mutex::new(seen),
+        federates_with: config.federates_with.clone(),
     }));
     let gate = Gate {
         store: store.clone(),

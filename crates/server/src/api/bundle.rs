@@ -197,8 +197,9 @@ impl bundle_server::Bundle for Api {
     }
 }
 
+/// How a bundle is put.
 #[derive(Clone, Copy)]
-enum Put {
+pub(super) enum Put {
     Create,
     Update,
     Set,
@@ -251,7 +252,8 @@ impl Api {
     }
 }
 
-fn put(draft: &mut Draft<'_>, wanted: Bundle, how: Put, input_mask: Option<&types::BundleMask>) -> Result<Arc<Bundle>, Status> {
+/// Puts the bundle of a foreign trust domain.
+pub(super) fn put(draft: &mut Draft<'_>, wanted: Bundle, how: Put, input_mask: Option<&types::BundleMask>) -> Result<Arc<Bundle>, Status> {
     let known = draft.snapshot().bundle(wanted.trust_domain().name()).map(Arc::clone);
     // Of the document as it came: a mask may leave its number out and take its keys all the same.
     let sequence_number = wanted.sequence_number;

@@ -11,7 +11,7 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::filter::{self, EntryFilter, EntryFilterMessage};
-use super::room::{self, Room};
+use super::room::{self, REFUSAL_BYTES, Room};
 use super::{Api, status, sync};
 use crate::policy::Caller;
 
@@ -203,9 +203,6 @@ enum Created {
     New(types::Entry),
     Similar(types::Entry),
 }
-
-/// Room kept in a batch's answer for each item to come: as much as the refusal of an item for want of room takes.
-const REFUSAL_BYTES: usize = 128;
 
 /// The answer to a batch, which repeats its entries: as the caller wants them, and no more than the caller can receive.
 struct Echo {

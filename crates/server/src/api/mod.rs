@@ -14,17 +14,19 @@ mod filter;
 mod health;
 pub use health::HEALTH_REASON_HEADER;
 mod journal;
+mod local_authority;
 mod logger;
 mod node;
 mod room;
 pub(crate) mod status;
 mod svid;
 mod sync;
+mod trust_domain;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use countersign_identity::{SpiffeId, Timestamp, TrustDomain};
+use countersign_identity::{FederationRelationship, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::node::ServerHalf;
 use countersign_store::{Seen, Store};
 use countersign_transport::clock::SharedClock;
@@ -72,6 +74,7 @@ pub(crate) struct Context {
     pub(crate) rate_limits: RateLimits,
     pub(crate) lines: Arc<Lines>,
     pub(crate) seen: Mutex<HashMap<SpiffeId, Seen>>,
+    pub(crate) federates_with: Vec<FederationRelationship>,
 }
 
 /// A handle on the context; what every service is made of.
@@ -147,11 +150,13 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
             <$server>::new($api).max_decoding_message_size(MESSAGE_BYTES_MAX)
         };
     }
-    use countersign_wire::{agent, bundle_api, entry_api, explained, journal, node, svid};
+    use countersign_wire::{agent, bundle_api, entry_api, explained, journal, local_authority, node, svid, trust_domain};
     Routes::new(limited!(agent::agent_server::AgentServer<Api>, api.clone()))
         .add_service(limited!(bundle_api::bundle_server::BundleServer<Api>, api.clone()))
         .add_service(limited!(entry_api::entry_server::EntryServer<Api>, api.clone()))
         .add_service(limited!(svid::svid_server::SvidServer<Api>, api.clone()))
+        .add_service(limited!(trust_domain::trust_domain_server::TrustDomainServer<Api>, api.clone()))
+        .add_service(limited!(local_authority::local_authority_server::LocalAuthorityServer<Api>, api.clone()))
         .add_service(limited!(node::node_server::NodeServer<Api>, api.clone()))
         .add_service(limited!(explained::entry_explainer_server::EntryExplainerServer<Api>, api.clone()))
         .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()))

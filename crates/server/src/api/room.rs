@@ -11,6 +11,9 @@ use tonic::Status;
 /// SPIFFE ID, is the longest.
 const ITEMS_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (4 << 10);
 
+/// Room kept in a batch's answer for each item to come: as much as the refusal of an item for want of room takes.
+pub(crate) const REFUSAL_BYTES: usize = 128;
+
 /// What is left in an answer.
 #[derive(Debug, Default)]
 pub(crate) struct Room {

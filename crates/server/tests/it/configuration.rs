@@ -54,8 +54,8 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
     server(
         "zzzzzz = 1",
         expect![[r#"
-        server.conf:4: unknown configuration detected: `server.zzzzzz`
-        hint: known here: experimental, federation, profiling_enabled, profiling_port, profiling_freq, profiling_names, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
+            server.conf:4: unknown configuration detected: `server.zzzzzz`
+            hint: known here: experimental, profiling_enabled, profiling_port, profiling_freq, profiling_names, max_attested_node_info_staleness, trust_domain, data_dir, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, federation, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
     );
     server(
         "ca_subject {\n    countri = [\"US\"]\n  }",
@@ -223,12 +223,6 @@ fn what_comes_later_says_so() {
         let error = countersign_config::parse("server.conf", &text).and_then(Config::read).unwrap_err();
         assert!(error.message().ends_with("is recognised but not supported yet"), "{error}");
     }
-    server(
-        "federation {\n  }",
-        expect![[r#"
-        server.conf:4: `server.federation`: is recognised but not supported yet
-        hint: fetching bundles of other trust domains comes later; set them with `bundle set` meanwhile"#]],
-    );
     let base = "server {\n  trust_domain = \"example.org\"\n  data_dir = \"/tmp/none\"\n}\n";
     whole(
         &format!("{base}{}", PLUGINS.replace("PLUGIN", "").replace("\"memory\"", "\"aws_kms\"")),
@@ -340,4 +334,98 @@ async fn places_that_cannot_be_written_are_named() {
     expect!["cannot use `DIR/file/data`: Not a directory (os error 20)"].assert_eq(&start(&domain, below_a_file).await);
     std::fs::write(domain.server_socket(), "not a socket").unwrap();
     expect!["`DIR/server.sock` exists and is not a socket; remove it or choose another path"].assert_eq(&start(&domain, |text| text).await);
+}
+
+/// What reading says about a `federation` block with these lines.
+fn federation(lines: &str, expected: Expect) {
+    server(&format!("federation {{\n{lines}\n  }}"), expected);
+}
+
+/// A relationship with this trust domain, of these lines.
+fn relationship(name: &str, lines: &str) -> String {
+    format!("    federates_with \"{name}\" {{\n      {lines}\n    }}")
+}
+
+#[test]
+fn relationships_of_the_configuration_are_read_and_what_is_still_to_come_is_said() {
+    let url = "bundle_endpoint_url = \"https://one.test:8443/bundle\"";
+    let web = format!("{url}\n      bundle_endpoint_profile \"https_web\" {{}}");
+    let spiffe = |id: &str| format!("{url}\n      bundle_endpoint_profile \"https_spiffe\" {{\n        {id}\n      }}");
+    let good =
+        [relationship("one.test", &web), relationship("spiffe://two.test", &spiffe("endpoint_spiffe_id = \"spiffe://two.test/endpoint\""))];
+    federation(
+        &good.join("\n"),
+        expect![[r#"fine; warnings: ["bundles of the trust domains in federates_with are not fetched yet; set them with `bundle set`"]"#]],
+    );
+    federation("", expect!["fine; warnings: []"]);
+    federation(
+        "    bundle_endpoint {\n      address = \"0.0.0.0\"\n      port = 8443\n    }",
+        expect![[r#"
+            server.conf:5: `server.federation.bundle_endpoint`: is recognised but not supported yet
+            hint: leave the block out, and give the output of `bundle show --format spiffe` to the other trust domains meanwhile"#]],
+    );
+    federation(
+        &relationship("one.test", "bundle_endpoint_profile \"https_web\" {}"),
+        expect![[r#"
+        server.conf:5: bundle_endpoint_url must be configured
+        hint: add `bundle_endpoint_url = …` to the `server.federation.federates_with "one.test"` block"#]],
+    );
+    federation(
+        &relationship("one.test", &web.replace("https://", "http://")),
+        expect![[
+            r#"server.conf:6: `server.federation.federates_with "one.test".bundle_endpoint_url`: bundle endpoint URL must use the https scheme"#
+        ]],
+    );
+    federation(
+        &relationship("one.test", &web.replace("https://", "https://me@")),
+        expect![[
+            r#"server.conf:6: `server.federation.federates_with "one.test".bundle_endpoint_url`: bundle endpoint URL must not contain user info"#
+        ]],
+    );
+    federation(
+        &relationship("One", &web),
+        expect![[
+            r#"server.conf:5: `server.federation.federates_with "One"`: `One` is not a trust domain: the trust domain name has `O`; allowed are lower-case letters, digits, dots, dashes and underscores"#
+        ]],
+    );
+    federation(
+        &relationship("example.org", &web),
+        expect![[r#"server.conf:5: `server.federation.federates_with "example.org"`: `example.org` is the server's own trust domain"#]],
+    );
+    federation(
+        &relationship("one.test", url),
+        expect![[r#"
+        server.conf:5: `server.federation.federates_with "one.test"`: exactly one bundle_endpoint_profile must be set
+        hint: add `bundle_endpoint_profile "https_web" {}` or `bundle_endpoint_profile "https_spiffe" { endpoint_spiffe_id = "…" }`"#]],
+    );
+    federation(
+        &relationship("one.test", &web.replace("https_web", "https_wep")),
+        expect![[
+            r#"server.conf:7: `server.federation.federates_with "one.test".bundle_endpoint_profile "https_wep"`: there is no profile `https_wep`, expected https_web or https_spiffe"#
+        ]],
+    );
+    federation(
+        &relationship("one.test", &spiffe("")),
+        expect![[r#"
+        server.conf:7: endpoint_spiffe_id must be configured
+        hint: add `endpoint_spiffe_id = …` to the `server.federation.federates_with "one.test".bundle_endpoint_profile "https_spiffe"` block"#]],
+    );
+    federation(
+        &relationship("one.test", &spiffe("endpoint_spiffe_id = \"two.test\"")),
+        expect![[
+            r#"server.conf:8: `server.federation.federates_with "one.test".bundle_endpoint_profile "https_spiffe".endpoint_spiffe_id`: the scheme is missing or not `spiffe://`"#
+        ]],
+    );
+    federation(
+        &relationship("one.test", &format!("{web}\n      refresh = 1")),
+        expect![[r#"
+        server.conf:8: unknown configuration detected: `server.federation.federates_with "one.test".refresh`
+        hint: known here: bundle_endpoint_url, bundle_endpoint_profile"#]],
+    );
+    federation(
+        &[relationship("one.test", &web), relationship("spiffe://one.test", &web)].join("\n"),
+        expect![[r#"
+        server.conf:9: `server.federation.federates_with "spiffe://one.test"`: trust domain `spiffe://one.test` is named twice
+        hint: keep one of the two blocks"#]],
+    );
 }

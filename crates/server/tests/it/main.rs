@@ -31,6 +31,7 @@ mod minting;
 mod nodes;
 mod readiness;
 mod refusals;
+mod relationships;
 mod rotation;
 mod services;
 mod world;

@@ -10,7 +10,8 @@ use crate::refusals::{Outcome, call};
 use crate::world::Domain;
 
 /// Services of these files that no server serves.
-const NOT_THE_SERVERS: &[&str] = &["/SpiffeWorkloadAPI/", "/countersign.agent.admin.v1.Admin/"];
+const NOT_THE_SERVERS: &[&str] =
+    &["/SpiffeWorkloadAPI/", "/countersign.agent.admin.v1.Admin/", "/spire.agent.debug.v1.Debug/", "/spire.api.agent."];
 
 /// Services that come with gRPC and have no `.proto` file here.
 const OF_GRPC: &[&str] = &["/grpc.health.v1.Health/"];
@@ -71,8 +72,8 @@ async fn a_method_without_a_row_is_not_there_for_anybody_and_says_so_by_name() {
     let domain = Domain::start().await.unwrap();
     for channel in [domain.admin().await.unwrap(), domain.connect(None).await.unwrap()] {
         for method in [
-            "/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships",
-            "/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState",
+            "/spire.api.server.trustdomain.v1.TrustDomain/NoSuchMethod",
+            "/spire.agent.debug.v1.Debug/GetInfo",
             "/grpc.health.v1.Health/List",
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
             "/spire.api.server.agent.v1.Agent/NoSuchMethod",
@@ -85,6 +86,31 @@ async fn a_method_without_a_row_is_not_there_for_anybody_and_says_so_by_name() {
             let status = status.unwrap_or_else(|| panic!("{method} was answered"));
             assert_eq!(status.code(), Code::Unimplemented, "{method}");
             assert_eq!(status.message(), format!("{method} is not implemented by this Countersign server"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_still_to_come_is_refused_in_words_that_a_command_can_show() {
+    let by_hand =
+        "preparing, activating, tainting and revoking authorities is not implemented by this Countersign server; they rotate by themselves";
+    let wit = "WIT-SVIDs are not implemented by this Countersign server";
+    for (switch, jwt) in [("", by_hand), ("disable_jwt_svids = true", "JWT functionality is disabled")] {
+        let domain = Domain::start_with(std::sync::Arc::new(countersign_transport::clock::SystemClock), switch).await.unwrap();
+        let channel = domain.admin().await.unwrap();
+        let service = "/spire.api.server.localauthority.v1.LocalAuthority/";
+        let methods: Vec<&str> = TABLE.iter().map(|row| row.method).filter(|m| m.starts_with(service)).collect();
+        assert_eq!(methods.len(), 17);
+        for method in methods {
+            let Outcome::Through(Some(status)) = call(channel.clone(), method).await else { panic!("{method} is not refused") };
+            let family = if method.contains("JWT") {
+                jwt
+            } else if method.contains("WIT") {
+                wit
+            } else {
+                by_hand
+            };
+            assert_eq!((status.code(), status.message()), (Code::Unimplemented, family), "{method}");
         }
     }
 }

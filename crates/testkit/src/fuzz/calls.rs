@@ -9,8 +9,11 @@ use std::time::Duration;
 use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_identity::{BundleSet, SpiffeId, jwt};
 use countersign_wire::node::{self, issue_response};
+use countersign_wire::trust_domain as trust_domain_api;
 use countersign_wire::workload as program;
-use countersign_wire::{agent, agent_admin, bundle_api, debug, entry, entry_api, explained, journal, logger, svid, types};
+use countersign_wire::{
+    agent, agent_admin, bundle_api, debug, entry, entry_api, explained, federation, journal, local_authority, logger, svid, types,
+};
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -189,6 +192,183 @@ pub(super) const TARGETS: &[Target] = &[
         svid::NewDownstreamX509caResponse,
         keep
     ),
+    call!(
+        "spire.api.server.trustdomain.v1.TrustDomain",
+        "ListFederationRelationships",
+        Admin,
+        trust_domain_api::ListFederationRelationshipsRequest,
+        trust_domain_api::ListFederationRelationshipsResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.trustdomain.v1.TrustDomain",
+        "GetFederationRelationship",
+        Admin,
+        trust_domain_api::GetFederationRelationshipRequest,
+        types::FederationRelationship,
+        keep
+    ),
+    call!(
+        "spire.api.server.trustdomain.v1.TrustDomain",
+        "BatchCreateFederationRelationship",
+        Admin,
+        trust_domain_api::BatchCreateFederationRelationshipRequest,
+        trust_domain_api::BatchCreateFederationRelationshipResponse,
+        related
+    ),
+    call!(
+        "spire.api.server.trustdomain.v1.TrustDomain",
+        "BatchUpdateFederationRelationship",
+        Admin,
+        trust_domain_api::BatchUpdateFederationRelationshipRequest,
+        trust_domain_api::BatchUpdateFederationRelationshipResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.trustdomain.v1.TrustDomain",
+        "BatchDeleteFederationRelationship",
+        Admin,
+        trust_domain_api::BatchDeleteFederationRelationshipRequest,
+        trust_domain_api::BatchDeleteFederationRelationshipResponse,
+        keep
+    ),
+    call!("spire.api.server.trustdomain.v1.TrustDomain", "RefreshBundle", Admin, trust_domain_api::RefreshBundleRequest, (), keep),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "GetJWTAuthorityState",
+        Admin,
+        local_authority::GetJwtAuthorityStateRequest,
+        local_authority::GetJwtAuthorityStateResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "PrepareJWTAuthority",
+        Admin,
+        local_authority::PrepareJwtAuthorityRequest,
+        local_authority::PrepareJwtAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "ActivateJWTAuthority",
+        Admin,
+        local_authority::ActivateJwtAuthorityRequest,
+        local_authority::ActivateJwtAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "TaintJWTAuthority",
+        Admin,
+        local_authority::TaintJwtAuthorityRequest,
+        local_authority::TaintJwtAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "RevokeJWTAuthority",
+        Admin,
+        local_authority::RevokeJwtAuthorityRequest,
+        local_authority::RevokeJwtAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "GetX509AuthorityState",
+        Admin,
+        local_authority::GetX509AuthorityStateRequest,
+        local_authority::GetX509AuthorityStateResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "PrepareX509Authority",
+        Admin,
+        local_authority::PrepareX509AuthorityRequest,
+        local_authority::PrepareX509AuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "ActivateX509Authority",
+        Admin,
+        local_authority::ActivateX509AuthorityRequest,
+        local_authority::ActivateX509AuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "TaintX509Authority",
+        Admin,
+        local_authority::TaintX509AuthorityRequest,
+        local_authority::TaintX509AuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "TaintX509UpstreamAuthority",
+        Admin,
+        local_authority::TaintX509UpstreamAuthorityRequest,
+        local_authority::TaintX509UpstreamAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "RevokeX509Authority",
+        Admin,
+        local_authority::RevokeX509AuthorityRequest,
+        local_authority::RevokeX509AuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "RevokeX509UpstreamAuthority",
+        Admin,
+        local_authority::RevokeX509UpstreamAuthorityRequest,
+        local_authority::RevokeX509UpstreamAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "GetWITAuthorityState",
+        Admin,
+        local_authority::GetWitAuthorityStateRequest,
+        local_authority::GetWitAuthorityStateResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "PrepareWITAuthority",
+        Admin,
+        local_authority::PrepareWitAuthorityRequest,
+        local_authority::PrepareWitAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "ActivateWITAuthority",
+        Admin,
+        local_authority::ActivateWitAuthorityRequest,
+        local_authority::ActivateWitAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "TaintWITAuthority",
+        Admin,
+        local_authority::TaintWitAuthorityRequest,
+        local_authority::TaintWitAuthorityResponse,
+        keep
+    ),
+    call!(
+        "spire.api.server.localauthority.v1.LocalAuthority",
+        "RevokeWITAuthority",
+        Admin,
+        local_authority::RevokeWitAuthorityRequest,
+        local_authority::RevokeWitAuthorityResponse,
+        keep
+    ),
     call!("spire.api.server.debug.v1.Debug", "GetInfo", Admin, debug::GetInfoRequest, debug::GetInfoResponse, keep),
     call!("spire.api.server.logger.v1.Logger", "GetLogger", Admin, logger::GetLoggerRequest, types::Logger, keep),
     call!("spire.api.server.logger.v1.Logger", "SetLogLevel", Admin, logger::SetLogLevelRequest, types::Logger, keep),
@@ -329,6 +509,24 @@ fn federated(
     for result in answers.iter().flat_map(|a| &a.results).filter(|r| r.status.as_ref().is_some_and(|s| s.code == 0)) {
         let Some(bundle) = &result.bundle else { continue };
         assert_ne!(bundle.trust_domain, trust_domain().name(), "nobody federates with itself");
+    }
+    Afterwards::Keep
+}
+
+/// Nobody federates with itself, and what was kept is what could be read.
+fn related(
+    _: &Live,
+    requests: &[trust_domain_api::BatchCreateFederationRelationshipRequest],
+    answers: &[trust_domain_api::BatchCreateFederationRelationshipResponse],
+) -> Afterwards {
+    let (Some(request), Some(answer)) = (requests.first(), answers.first()) else { return Afterwards::Keep };
+    assert_eq!(request.federation_relationships.len(), answer.results.len());
+    for (wanted, result) in request.federation_relationships.iter().zip(&answer.results) {
+        if result.status.as_ref().is_some_and(|s| s.code == 0) {
+            let (kept, _) = federation::from_wire(wanted).expect("what was created can be read");
+            assert_ne!(kept.trust_domain, trust_domain());
+            assert!(result.federation_relationship.as_ref().is_some_and(|shown| shown.trust_domain == kept.trust_domain.name()));
+        }
     }
     Afterwards::Keep
 }

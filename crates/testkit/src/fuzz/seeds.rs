@@ -15,8 +15,9 @@ use countersign_wire::agent_admin::{self, explain_request::Subject};
 use countersign_wire::entry_api::{self, list_entries_request as entries};
 use countersign_wire::node::{self, follow_request, issue_request};
 use countersign_wire::svid::{self, svid_client::SvidClient};
+use countersign_wire::trust_domain as federation_api;
 use countersign_wire::types::{self, SelectorMatch, selector_match::MatchBehavior};
-use countersign_wire::{bundle, bundle_api, explained, id, journal, logger, workload};
+use countersign_wire::{bundle, bundle_api, explained, id, journal, local_authority, logger, workload};
 use prost::Message;
 
 use super::identity::AUDIENCE;
@@ -71,6 +72,8 @@ async fn make() -> Result<(Seeds, Bundle), Anyhow> {
     configurations(&mut seeds, &domain);
     http2(&mut seeds);
     agents_and_bundles(&mut seeds, &trust)?;
+    relationships(&mut seeds)?;
+    authorities(&mut seeds);
     entries_and_svids(&mut seeds)?;
     ours(&mut seeds, &trust)?;
     programs(&mut seeds, &token);
@@ -269,6 +272,61 @@ fn agents_and_bundles(seeds: &mut Seeds, trust: &Bundle) -> Result<(), Anyhow> {
         seeds.message("spire.api.server.bundle.v1.Bundle.BatchDeleteFederatedBundle", &delete);
     }
     Ok(())
+}
+
+fn relationships(seeds: &mut Seeds) -> Result<(), Anyhow> {
+    use types::federation_relationship::BundleEndpointProfile as Profile;
+    let foreign = crate::scripted::bundle_of(&[&crate::scripted::Authority::new(NOW, NOW.after(std::time::Duration::from_secs(3600)))?])?;
+    let trust_domain = "other.test".to_owned();
+    let web = types::FederationRelationship {
+        trust_domain: trust_domain.clone(),
+        bundle_endpoint_url: "https://other.test:8443/bundle".to_owned(),
+        bundle_endpoint_profile: Some(Profile::HttpsWeb(types::HttpsWebProfile {})),
+        trust_domain_bundle: None,
+    };
+    let endpoint_spiffe_id = "spiffe://other.test/endpoint".to_owned();
+    let spiffe = types::FederationRelationship {
+        bundle_endpoint_profile: Some(Profile::HttpsSpiffe(types::HttpsspiffeProfile { endpoint_spiffe_id })),
+        trust_domain_bundle: Some(types::Bundle { trust_domain: trust_domain.clone(), ..bundle::to_wire(&foreign) }),
+        ..web.clone()
+    };
+    let mask = Some(types::FederationRelationshipMask { bundle_endpoint_url: true, ..Default::default() });
+    let list = federation_api::ListFederationRelationshipsRequest { output_mask: mask, page_size: 1, page_token: "a.test".to_owned() };
+    seeds.message("spire.api.server.trustdomain.v1.TrustDomain.ListFederationRelationships", &list);
+    let get = federation_api::GetFederationRelationshipRequest { trust_domain: trust_domain.clone(), output_mask: mask };
+    seeds.message("spire.api.server.trustdomain.v1.TrustDomain.GetFederationRelationship", &get);
+    for one in [web, spiffe] {
+        let create = federation_api::BatchCreateFederationRelationshipRequest {
+            federation_relationships: vec![one.clone(), types::FederationRelationship::default()],
+            output_mask: None,
+        };
+        seeds.message("spire.api.server.trustdomain.v1.TrustDomain.BatchCreateFederationRelationship", &create);
+        let update = federation_api::BatchUpdateFederationRelationshipRequest {
+            federation_relationships: vec![one],
+            input_mask: mask,
+            output_mask: mask,
+        };
+        seeds.message("spire.api.server.trustdomain.v1.TrustDomain.BatchUpdateFederationRelationship", &update);
+    }
+    let delete = federation_api::BatchDeleteFederationRelationshipRequest { trust_domains: vec![trust_domain.clone(), String::new()] };
+    seeds.message("spire.api.server.trustdomain.v1.TrustDomain.BatchDeleteFederationRelationship", &delete);
+    let refresh = federation_api::RefreshBundleRequest { trust_domain };
+    seeds.message("spire.api.server.trustdomain.v1.TrustDomain.RefreshBundle", &refresh);
+    Ok(())
+}
+
+/// Calls about one authority, by its name or without one.
+fn authorities(seeds: &mut Seeds) {
+    for target in super::targets().iter().map(|t| t.name).filter(|name| name.starts_with("spire.api.server.localauthority.")) {
+        let named = about("0123456789abcdef0123456789abcdef01234567");
+        let is_about_one = ["Activate", "Taint", "Revoke"].iter().any(|verb| target.contains(&format!(".{verb}")));
+        seeds.add(target, if is_about_one { named } else { Vec::new() });
+    }
+}
+
+/// A message whose first field is this text.
+fn about(name: &str) -> Vec<u8> {
+    local_authority::TaintX509AuthorityRequest { authority_id: name.to_owned() }.encode_to_vec()
 }
 
 fn entries_and_svids(seeds: &mut Seeds) -> Result<(), Anyhow> {
