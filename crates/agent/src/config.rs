@@ -2,16 +2,20 @@
 //!
 //! Reading checks everything that can be checked without starting: types, values, names of plugins, files.
 
+mod experimental;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use countersign_config::{ConfigError, Section, Spanned};
+use countersign_config::{ConfigError, Fingerprint, Section, Spanned};
 use countersign_identity::TrustDomain;
 use countersign_identity::key::KeyType;
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, AgentHalf, join_token};
-use countersign_plugins::plugin_data;
 use countersign_plugins::workload::{self, WorkloadAttestor};
+use countersign_plugins::{Configured, configured, later};
+use countersign_transport::experimental::read_profiling;
 use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
 use countersign_transport::unix;
 use zeroize::Zeroizing;
@@ -25,12 +29,7 @@ const CACHE_SIZE: usize = 1000;
 const NOT_YET: &[(&str, &str)] = &[
     ("authorized_delegates", "the delegated identity API comes later"),
     ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
-    ("experimental", "changes are pushed at once, so the sync settings have nothing left to do; leave the block out"),
     ("log_selectors", "selectors are logged at debug level meanwhile"),
-    ("profiling_enabled", "profiling comes later"),
-    ("profiling_freq", "profiling comes later"),
-    ("profiling_names", "profiling comes later"),
-    ("profiling_port", "profiling comes later"),
     ("rebootstrap_delay", "rebootstrapping comes later"),
     ("sds", "the Envoy SDS API comes later; leave the block out"),
     ("trust_bundle_spiffe_workload_api", "use trust_bundle_path meanwhile"),
@@ -75,6 +74,12 @@ pub struct Config {
     pub health_checks: Option<HealthChecks>,
     /// Listener for metrics, if wanted.
     pub prometheus: Option<Prometheus>,
+    /// How often entries are asked for where the server cannot push them.
+    pub sync_interval: Duration,
+    /// Things to tell the operator that do not stop the start.
+    pub warnings: Vec<String>,
+    /// What the file says, to tell later what another one changes.
+    pub fingerprint: Fingerprint,
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentHalf>,
     pub(crate) workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
@@ -92,6 +97,15 @@ impl std::fmt::Debug for Config {
 }
 
 impl Config {
+    /// Settings that [`crate::Running::reload`] takes over, and the log level, which belongs to the process.
+    pub const LIVE: &[&str] = &["agent.log_level", "plugins.NodeAttestor", "plugins.WorkloadAttestor"];
+
+    /// Plugins that a reload can give other settings, by kind and name.
+    pub fn live_plugins(&self) -> Vec<(&'static str, &'static str)> {
+        let workload = self.workload_attestors.iter().map(|attestor| ("WorkloadAttestor", attestor.name()));
+        std::iter::once(("NodeAttestor", self.node_attestor.name())).chain(workload).collect()
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors
@@ -106,6 +120,8 @@ impl Config {
     /// As [`Config::load`].
     pub fn read(mut top: Section) -> Result<Self, ConfigError> {
         let plugins = top.section("plugins")?;
+        let (mut fingerprint, mut warnings) = (Fingerprint::default(), Vec::new());
+        fingerprint.add("", &top);
         let agent = top.section("agent")?;
         let telemetry = top.section("telemetry")?;
         let health = top.section("health_checks")?;
@@ -119,13 +135,18 @@ impl Config {
         }
         let trust_domain = required(&mut agent, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
         let server_address = required(&mut agent, "server_address")?.value;
+        read_profiling(&mut agent)?;
+        let experimental = match agent.section("experimental")? {
+            Some(block) => experimental::read(block, &mut warnings)?,
+            None => experimental::Experimental::default(),
+        };
         let server_port = agent.port("server_port")?.ok_or_else(|| agent.missing("server_port"))?.value;
         let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
         let socket_path = socket_path(&mut agent, "socket_path")?.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |(path, _)| path);
         let admin_socket_path = admin_socket_path(&mut agent, &socket_path)?;
         let bootstrap = bootstrap(&mut agent)?;
         let token = join_token(&mut agent)?;
-        let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token)?;
+        let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token, &mut fingerprint)?;
         let config = Self {
             trust_domain,
             server_address,
@@ -137,6 +158,9 @@ impl Config {
             logging: Logging::read(&mut agent)?,
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
             prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
+            sync_interval: experimental.sync_interval,
+            warnings,
+            fingerprint,
             key_manager,
             node_attestor,
             workload_attestors,
@@ -265,40 +289,34 @@ fn join_token(agent: &mut Section) -> Result<Option<Zeroizing<String>>, ConfigEr
 
 type Plugins = (Arc<dyn KeyManager>, Arc<dyn AgentHalf>, Vec<Arc<dyn WorkloadAttestor>>);
 
-fn read_plugins(mut plugins: Section, token: Option<Zeroizing<String>>) -> Result<Plugins, ConfigError> {
-    let key_managers: [(String, Section); 1] = plugins.labelled("KeyManager")?.try_into().map_err(|found: Vec<_>| {
+fn read_plugins(mut plugins: Section, token: Option<Zeroizing<String>>, fingerprint: &mut Fingerprint) -> Result<Plugins, ConfigError> {
+    let key_managers: [Configured; 1] = configured(&mut plugins, "KeyManager", fingerprint)?.try_into().map_err(|found: Vec<_>| {
         plugins
             .error(format!("plugin type \"KeyManager\" constraint not satisfied: expected exactly 1 but got {}", found.len()))
-            .hint("add `KeyManager \"memory\" { plugin_data {} }`, each block on lines of its own")
+            .hint("add `KeyManager \"memory\" { plugin_data {} }`")
     })?;
-    let [(name, block)] = key_managers;
-    let (block, data) = plugin_data(block)?;
+    let [Configured { name, block, data }] = key_managers;
     let key_manager = keys::build(&name, &block, data)?;
 
-    let attestors: [(String, Section); 1] = plugins.labelled("NodeAttestor")?.try_into().map_err(|found: Vec<_>| {
+    let attestors: [Configured; 1] = configured(&mut plugins, "NodeAttestor", fingerprint)?.try_into().map_err(|found: Vec<_>| {
         plugins
             .error(format!("plugin type \"NodeAttestor\" constraint not satisfied: expected exactly 1 but got {}", found.len()))
-            .hint("add `NodeAttestor \"join_token\" { plugin_data {} }`, each block on lines of its own")
+            .hint("add `NodeAttestor \"join_token\" { plugin_data {} }`")
     })?;
-    let [(name, block)] = attestors;
-    let (block, data) = plugin_data(block)?;
+    let [Configured { name, block, data }] = attestors;
     let node_attestor = node::build_agent(&name, &block, data, token.unwrap_or_default(), Arc::new(OtherWorkloadApi))?;
 
     let mut workload_attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
-    for (name, block) in plugins.labelled("WorkloadAttestor")? {
-        let (block, data) = plugin_data(block)?;
-        if workload_attestors.iter().any(|a| a.name() == name) {
-            return Err(block.error(format!("plugin \"WorkloadAttestor\"/{name:?} declared more than once")));
-        }
+    for Configured { name, block, data } in configured(&mut plugins, "WorkloadAttestor", fingerprint)? {
         workload_attestors.push(workload::build(&name, &block, data)?);
     }
     if workload_attestors.is_empty() {
         return Err(plugins
             .error("plugin type \"WorkloadAttestor\" constraint not satisfied: expected at least 1 but got 0")
-            .hint("add `WorkloadAttestor \"unix\" { plugin_data {} }`, each block on lines of its own"));
+            .hint("add `WorkloadAttestor \"unix\" { plugin_data {} }`"));
     }
-    if let Some((name, block)) = plugins.labelled("SVIDStore")?.into_iter().next() {
-        return Err(block.error(format!("plugin \"SVIDStore\"/{name:?} is recognised but not supported yet")).hint("leave the block out"));
+    if let Some(Configured { name, block, .. }) = configured(&mut plugins, "SVIDStore", fingerprint)?.into_iter().next() {
+        return Err(later::refuse("SVIDStore", &name, &[], &block));
     }
     plugins.finish()?;
     Ok((key_manager, node_attestor, workload_attestors))

@@ -5,6 +5,7 @@
 
 mod env;
 mod error;
+mod fingerprint;
 mod hcl;
 mod json;
 mod section;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub use env::expand;
 pub use error::{ConfigError, Place};
+pub use fingerprint::{Changes, Fingerprint};
 pub use section::{Node, Section, Spanned};
 
 /// Largest configuration file read, in bytes.

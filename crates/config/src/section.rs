@@ -77,6 +77,10 @@ impl Node {
         Self { value, path: path.to_owned(), place }
     }
 
+    pub(crate) fn value(&self) -> &Value {
+        &self.value
+    }
+
     fn expected(&self, what: &str) -> ConfigError {
         ConfigError::new(&self.place, format!("`{}` is {}, expected {what}", self.path, self.value.kind()))
     }
@@ -117,6 +121,10 @@ impl Section {
 
     pub(crate) fn push(&mut self, key: &str, node: Node) {
         self.items.push((key.to_owned(), node));
+    }
+
+    pub(crate) fn items(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.items.iter().map(|(key, node)| (key.as_str(), node))
     }
 
     pub(crate) fn path_of(&self, key: &str) -> String {
@@ -250,18 +258,16 @@ impl Section {
         }
     }
 
-    /// A block that stands at most once.
+    /// A block. One that is written in several pieces is their sum, as in SPIRE; a key that is in two of them is an error when
+    /// it is read.
     ///
     /// # Errors
-    /// Not a block, or there twice.
+    /// Not a block.
     pub fn section(&mut self, key: &'static str) -> Result<Option<Section>, ConfigError> {
         let mut all = self.sections(key)?.into_iter();
-        let first = all.next();
-        if let (Some(first), Some(second)) = (&first, all.next()) {
-            let message = format!("block `{}` is there twice, first in line {}", second.path, first.place.line);
-            return Err(ConfigError::new(&second.place, message).hint("put both into one block"));
-        }
-        Ok(first)
+        let Some(mut first) = all.next() else { return Ok(None) };
+        first.items.extend(all.flat_map(|piece| piece.items));
+        Ok(Some(first))
     }
 
     /// Blocks of one name, in file order.

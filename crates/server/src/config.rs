@@ -2,19 +2,22 @@
 //!
 //! Reading checks everything that can be checked without starting: types, values, names of plugins.
 
-use std::net::IpAddr;
+mod experimental;
+
+use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_config::{ConfigError, Section, Spanned};
+use countersign_config::{ConfigError, Fingerprint, Section, Spanned};
 use countersign_identity::key::KeyType;
 use countersign_identity::rotation::guaranteed_lifetime;
 use countersign_identity::x509::Subject;
 use countersign_identity::{FederationRelationship, SpiffeId, TrustDomain};
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
-use countersign_plugins::plugin_data;
+use countersign_plugins::{Configured, configured, later};
+use countersign_transport::experimental::read_profiling;
 use countersign_transport::limits::CONNECTION_AGE_MAX;
 use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
 use countersign_transport::proxy::Cidr;
@@ -27,16 +30,6 @@ use crate::ratelimit;
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Keys of SPIRE's that are recognised and not there yet; setting one is an error that says so.
-const NOT_YET: &[(&str, &str)] = &[
-    ("experimental", "changes are pushed at once, so the cache settings have nothing left to do; leave the block out"),
-    ("profiling_enabled", "profiling comes later"),
-    ("profiling_port", "profiling comes later"),
-    ("profiling_freq", "profiling comes later"),
-    ("profiling_names", "profiling comes later"),
-    ("max_attested_node_info_staleness", "agents are authorized from memory without staleness; leave it out"),
-];
 
 /// A server's configuration, checked.
 #[derive(Clone)]
@@ -70,6 +63,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// How long a TCP connection may live; [`CONNECTION_AGE_MAX`]. The seam for tests that do not wait for minutes. No file sets it.
     pub connection_age_max: Duration,
+    /// What the file says, to tell later what another one changes.
+    pub fingerprint: Fingerprint,
     pub(crate) admin_ids: Vec<SpiffeId>,
     pub(crate) agent_ttl: Duration,
     pub(crate) audit_log_enabled: bool,
@@ -97,6 +92,21 @@ impl std::fmt::Debug for Config {
 }
 
 impl Config {
+    /// Settings that [`crate::Running::reload`] takes over, and the log level, which belongs to the process.
+    pub const LIVE: &[&str] = &[
+        "server.log_level",
+        "server.agent_ttl",
+        "server.default_x509_svid_ttl",
+        "server.default_jwt_svid_ttl",
+        "server.ratelimit",
+        "plugins.NodeAttestor",
+    ];
+
+    /// Plugins that a reload can give other settings, by kind and name.
+    pub fn live_plugins(&self) -> Vec<(&'static str, &'static str)> {
+        self.node_attestors.iter().map(|attestor| ("NodeAttestor", attestor.name())).collect()
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors
@@ -111,6 +121,8 @@ impl Config {
     /// As [`Config::load`].
     pub fn read(mut top: Section) -> Result<Self, ConfigError> {
         let plugins = top.section("plugins")?;
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.add("", &top);
         let server = top.section("server")?;
         let telemetry = top.section("telemetry")?;
         let health = top.section("health_checks")?;
@@ -121,15 +133,16 @@ impl Config {
         let (mut server, plugins) = (server.ok_or(no_server)?, plugins.ok_or(no_plugins)?);
 
         let mut warnings = Vec::new();
-        for (key, why) in NOT_YET {
-            if let Some(found) = server.take_any(key) {
-                return Err(found.error("is recognised but not supported yet").hint(*why));
-            }
-        }
         let trust_domain = required(&mut server, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
         let data_dir = PathBuf::from(required(&mut server, "data_dir")?.value);
+        read_profiling(&mut server)?;
+        if let Some(block) = server.section("experimental")? {
+            experimental::read(block, &mut warnings)?;
+        }
+        // Agents are authorized from memory, which is never stale; nothing is left to do.
+        server.duration("max_attested_node_info_staleness")?;
         let bind_address = match server.string("bind_address")? {
-            Some(text) => text.parse(|t| t.parse::<IpAddr>().map_err(|_| format!("`{t}` is not an IP address")))?,
+            Some(text) => text.parse(|t| address(t))?,
             None => IpAddr::from([0, 0, 0, 0]),
         };
         let bind_port = server.port("bind_port")?.map_or(8081, |p| p.value);
@@ -160,12 +173,12 @@ impl Config {
         if !federates_with.is_empty() {
             warnings.push("bundles of the trust domains in federates_with are not fetched yet; set them with `bundle set`".to_owned());
         }
-        let (key_manager, node_attestors, store_path) = read_plugins(plugins)?;
+        let (key_manager, node_attestors, store_path) = read_plugins(plugins, &mut fingerprint)?;
         let config = Self {
             journal: read_journal(&mut server, &data_dir)?,
             ratelimit: read_ratelimit(&mut server, agent_ttl.min(guaranteed_lifetime(ca_ttl)))?,
             jwt_key_type: key_type(&mut server, "jwt_key_type")?.unwrap_or(ca_key_type),
-            ca_subject: ca_subject(&mut server)?,
+            ca_subject: ca_subject(&mut server, &mut warnings)?,
             admin_ids: server.strings("admin_ids")?.iter().map(|s| s.parse(|t| SpiffeId::parse(t))).collect::<Result<_, _>>()?,
             audit_log_enabled: server.boolean("audit_log_enabled")?.is_some_and(|b| b.value),
             disable_jwt_svids: server.boolean("disable_jwt_svids")?.is_some_and(|b| b.value),
@@ -187,7 +200,7 @@ impl Config {
                 .iter()
                 .map(|range| range.parse(|text| text.parse::<Cidr>()))
                 .collect::<Result<_, _>>()?,
-            warnings,
+            fingerprint,
             agent_ttl,
             ca_key_type,
             ca_ttl,
@@ -197,6 +210,7 @@ impl Config {
             federates_with,
             key_manager,
             node_attestors,
+            warnings,
         };
         server.finish()?;
         Ok(config)
@@ -222,7 +236,16 @@ fn key_type(section: &mut Section, key: &'static str) -> Result<Option<KeyType>,
     }
 }
 
-fn ca_subject(server: &mut Section) -> Result<Subject, ConfigError> {
+/// An address, or a name that stands for one.
+fn address(text: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = text.trim_matches(['[', ']']).parse() {
+        return Ok(address);
+    }
+    let mut found = (text, 0).to_socket_addrs().map_err(|_| format!("`{text}` is neither an IP address nor a name that has one"))?;
+    found.next().map(|address| address.ip()).ok_or_else(|| format!("the name `{text}` has no address"))
+}
+
+fn ca_subject(server: &mut Section, warnings: &mut Vec<String>) -> Result<Subject, ConfigError> {
     let Some(mut block) = server.section("ca_subject")? else { return Ok(Subject::default()) };
     let texts = |list: Vec<Spanned<String>>| list.into_iter().map(|s| s.value).collect();
     let subject = Subject {
@@ -231,6 +254,10 @@ fn ca_subject(server: &mut Section) -> Result<Subject, ConfigError> {
         common_name: block.string("common_name")?.map(|s| s.value).unwrap_or_default(),
     };
     block.finish()?;
+    if subject.country.is_empty() && subject.organization.is_empty() && subject.common_name.is_empty() {
+        warnings.push("ca_subject configurable is set but empty; the default will be used".to_owned());
+        return Ok(Subject::default());
+    }
     Ok(subject)
 }
 
@@ -278,31 +305,17 @@ fn read_ratelimit(server: &mut Section, agent_ttl: Duration) -> Result<ratelimit
 
 type Plugins = (Arc<dyn KeyManager>, Vec<Arc<dyn ServerHalf>>, PathBuf);
 
-fn read_plugins(mut plugins: Section) -> Result<Plugins, ConfigError> {
-    let store_path = read_datastore(&mut plugins)?;
-    let key_managers = plugins.labelled("KeyManager")?;
-    let key_manager = match key_managers.len() {
-        1 => {
-            let mut built = None;
-            for (name, block) in key_managers {
-                let (block, data) = plugin_data(block)?;
-                built = Some(keys::build(&name, &block, data)?);
-            }
-            built
-        }
-        _ => None,
-    };
-    let Some(key_manager) = key_manager else {
-        return Err(plugins
+fn read_plugins(mut plugins: Section, fingerprint: &mut Fingerprint) -> Result<Plugins, ConfigError> {
+    let store_path = read_datastore(&mut plugins, fingerprint)?;
+    let key_managers: [Configured; 1] = configured(&mut plugins, "KeyManager", fingerprint)?.try_into().map_err(|_| {
+        plugins
             .error("exactly one KeyManager must be configured")
-            .hint("add `KeyManager \"disk\" { plugin_data { keys_path = \"…/keys.json\" } }`, each block on lines of its own"));
-    };
+            .hint("add `KeyManager \"disk\" { plugin_data { keys_path = \"…/keys.json\" } }`")
+    })?;
+    let [Configured { name, block, data }] = key_managers;
+    let key_manager = keys::build(&name, &block, data)?;
     let mut node_attestors: Vec<Arc<dyn ServerHalf>> = Vec::new();
-    for (name, block) in plugins.labelled("NodeAttestor")? {
-        let (block, data) = plugin_data(block)?;
-        if node_attestors.iter().any(|a| a.name() == name) {
-            return Err(block.error(format!("plugin \"NodeAttestor\"/{name:?} declared more than once")));
-        }
+    for Configured { name, block, data } in configured(&mut plugins, "NodeAttestor", fingerprint)? {
         node_attestors.push(node::build_server(&name, &block, data)?);
     }
     // Tokens work without a block, as in SPIRE.
@@ -310,25 +323,22 @@ fn read_plugins(mut plugins: Section) -> Result<Plugins, ConfigError> {
         node_attestors.push(Arc::new(join_token::Server));
     }
     for kind in ["UpstreamAuthority", "Notifier", "BundlePublisher", "CredentialComposer"] {
-        if let Some((name, block)) = plugins.labelled(kind)?.into_iter().next() {
-            return Err(block
-                .error(format!("plugin \"{kind}\"/{name:?} is recognised but not supported yet"))
-                .hint("leave the block out; the server signs with its own authority meanwhile"));
+        if let Some(Configured { name, block, .. }) = configured(&mut plugins, kind, fingerprint)?.into_iter().next() {
+            return Err(later::refuse(kind, &name, &[], &block));
         }
     }
     plugins.finish()?;
     Ok((key_manager, node_attestors, store_path))
 }
 
-fn read_datastore(plugins: &mut Section) -> Result<PathBuf, ConfigError> {
-    let stores = plugins.labelled("DataStore")?;
-    let wanted = || "add `DataStore \"sql\" { plugin_data { database_type = \"sqlite3\" connection_string = \"…\" } }`, each setting on a line of its own";
-    let [(name, block)]: [(String, Section); 1] =
-        stores.try_into().map_err(|_| plugins.error("exactly one DataStore must be configured").hint(wanted()))?;
+fn read_datastore(plugins: &mut Section, fingerprint: &mut Fingerprint) -> Result<PathBuf, ConfigError> {
+    let wanted = || "add `DataStore \"sql\" { plugin_data { database_type = \"sqlite3\" connection_string = \"…\" } }`";
+    let [Configured { name, block, mut data }]: [Configured; 1] = configured(plugins, "DataStore", fingerprint)?
+        .try_into()
+        .map_err(|_| plugins.error("exactly one DataStore must be configured").hint(wanted()))?;
     if name != "sql" {
         return Err(block.error(format!("there is no DataStore `{name}`, expected `sql`")));
     }
-    let (block, mut data) = plugin_data(block)?;
     let kind = data.string("database_type")?.ok_or_else(|| block.missing("database_type"))?;
     if kind.value != "sqlite3" {
         return Err(kind.error(format!("`{}` is not supported yet, expected `sqlite3`", kind.value)).hint("PostgreSQL comes later"));

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod experimental;
 pub mod files;
 pub mod limits;
 pub mod mutual;

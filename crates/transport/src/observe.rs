@@ -2,7 +2,7 @@
 //! which server and agent share.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -11,6 +11,11 @@ use axum::routing::get;
 use countersign_config::{ConfigError, Section, Spanned};
 use tokio::net::TcpListener;
 
+/// Sinks other than Prometheus.
+const SINKS_LATER: &[&str] = &["DogStatsd", "Statsd", "M3", "InMem"];
+/// What names or leaves out metrics.
+const NAMES_LATER: &[&str] = &["MetricPrefix", "AllowedPrefixes", "BlockedPrefixes", "AllowedLabels", "BlockedLabels"];
+
 /// How the process logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logging {
@@ -18,6 +23,8 @@ pub struct Logging {
     pub level: String,
     /// JSON instead of text.
     pub json: bool,
+    /// Times with fractions of seconds: where the format is named, as in SPIRE.
+    pub fractions: bool,
     /// A file instead of standard output.
     pub file: Option<PathBuf>,
     /// Adds file and line.
@@ -64,18 +71,20 @@ impl Logging {
                 }
             },
         };
-        let json = match section.string("log_format")? {
-            None => false,
+        let (json, fractions) = match section.string("log_format")? {
+            None => (false, false),
             Some(text) => match text.value.to_ascii_lowercase().as_str() {
-                "json" => true,
-                "text" | "" => false,
+                "json" => (true, true),
+                "text" => (false, true),
+                "" => (false, false),
                 _ => return Err(text.error(format!("unknown logger format: {:?}; expected text or json", text.value))),
             },
         };
         Ok(Self {
             level,
             json,
-            file: section.string("log_file")?.map(|s| PathBuf::from(s.value)),
+            fractions,
+            file: section.string("log_file")?.filter(|s| !s.value.is_empty()).map(|s| PathBuf::from(s.value)),
             source_location: section.boolean("log_source_location")?.is_some_and(|b| b.value),
         })
     }
@@ -113,11 +122,23 @@ impl Prometheus {
     /// # Errors
     /// A wrong or unknown setting, or a sink that is not there yet.
     pub fn read(mut block: Section) -> Result<Option<Self>, ConfigError> {
-        for sink in ["DogStatsd", "Statsd", "M3", "InMem"] {
-            if let Some(found) = block.take_any(sink) {
-                return Err(found.error("is recognised but not supported yet").hint("use `Prometheus { host = … port = … }` meanwhile"));
+        for (keys, hint) in [
+            (SINKS_LATER, "use `Prometheus { host = … port = … }` meanwhile"),
+            (NAMES_LATER, "leave it out, and rename or drop metrics in the scrape job meanwhile"),
+        ] {
+            for key in keys {
+                if let Some(found) = block.take_any(key) {
+                    return Err(found.error("is recognised but not supported yet").hint(hint));
+                }
             }
         }
+        if let Some(label) = block.boolean("EnableTrustDomainLabel")?.filter(|label| label.value) {
+            return Err(label
+                .error("is recognised but not supported yet")
+                .hint("give the scrape job a label with the trust domain meanwhile"));
+        }
+        // Prometheus itself names the host of what it scrapes, so that there is nothing to do either way.
+        block.boolean("EnableHostnameLabel")?;
         let Some(mut prometheus) = block.section("Prometheus")? else {
             block.finish()?;
             return Ok(None);
@@ -130,6 +151,32 @@ impl Prometheus {
         prometheus.finish()?;
         block.finish()?;
         Ok(Some(Self { host, port }))
+    }
+}
+
+/// Header of an answer about health that says what came of the last reload of the configuration, if there was one.
+pub const RELOAD_HEADER: &str = "countersign-last-reload";
+/// What a reload may say in that header; clients take 16 KiB of headers in all.
+const RELOAD_BYTES_MAX: usize = 2048;
+
+/// What came of the last reload of the configuration, for whoever asks about health.
+#[derive(Debug, Default)]
+pub struct LastReload(Mutex<Option<String>>);
+
+impl LastReload {
+    /// Takes down what came of a reload.
+    pub fn set(&self, text: &str) {
+        // A header has neither line ends nor anything beyond ASCII.
+        let shown = text.chars().map(|c| if c == '\n' { ';' } else { c }).map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown.take(RELOAD_BYTES_MAX).collect());
+    }
+
+    /// Adds it to an answer.
+    pub fn add_to(&self, metadata: &mut tonic::metadata::MetadataMap) {
+        let text = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(value) = text.and_then(|text| tonic::metadata::MetadataValue::try_from(text).ok()) {
+            metadata.insert(RELOAD_HEADER, value);
+        }
     }
 }
 

@@ -84,21 +84,21 @@ fn what_is_missing_is_named() {
         "",
         &expect![[r#"
         agent.conf:7: `plugins`: plugin type "KeyManager" constraint not satisfied: expected exactly 1 but got 0
-        hint: add `KeyManager "memory" { plugin_data {} }`, each block on lines of its own"#]],
+        hint: add `KeyManager "memory" { plugin_data {} }`"#]],
     );
     check(
         "    NodeAttestor \"join_token\" {\n        plugin_data {}\n    }\n",
         "",
         &expect![[r#"
         agent.conf:7: `plugins`: plugin type "NodeAttestor" constraint not satisfied: expected exactly 1 but got 0
-        hint: add `NodeAttestor "join_token" { plugin_data {} }`, each block on lines of its own"#]],
+        hint: add `NodeAttestor "join_token" { plugin_data {} }`"#]],
     );
     check(
         "    WorkloadAttestor \"unix\" {\n        plugin_data {}\n    }\n",
         "",
         &expect![[r#"
         agent.conf:7: `plugins`: plugin type "WorkloadAttestor" constraint not satisfied: expected at least 1 but got 0
-        hint: add `WorkloadAttestor "unix" { plugin_data {} }`, each block on lines of its own"#]],
+        hint: add `WorkloadAttestor "unix" { plugin_data {} }`"#]],
     );
 }
 
@@ -234,33 +234,121 @@ fn what_is_unknown_or_not_there_yet_is_said_to_be() {
         "KeyManager \"memory\"",
         "KeyManager \"kms\"",
         &expect![[r#"
-        agent.conf:8: `plugins.KeyManager "kms"`: there is no built-in KeyManager `kms`
-        hint: built-in are disk, memory; cloud and hardware key managers come later, use `disk` meanwhile"#]],
+            agent.conf:8: `plugins.KeyManager "kms"`: no built-in plugin "kms" for type "KeyManager"
+            hint: built-in are disk, memory; to come are aws_kms, azure_key_vault, gcp_kms, hashicorp_vault"#]],
     );
     check(
         "NodeAttestor \"join_token\"",
         "NodeAttestor \"aws_iid\"",
         &expect![[r#"
-        agent.conf:11: `plugins.NodeAttestor "aws_iid"`: there is no built-in NodeAttestor `aws_iid`
-        hint: built-in are join_token, x509pop; others come later"#]],
+            agent.conf:11: `plugins.NodeAttestor "aws_iid"`: plugin "NodeAttestor"/"aws_iid" is recognised but not supported yet
+            hint: join nodes with `x509pop` or with a join token meanwhile"#]],
     );
     check(
         "WorkloadAttestor \"unix\"",
         "WorkloadAttestor \"k8s\"",
         &expect![[r#"
-        agent.conf:14: `plugins.WorkloadAttestor "k8s"`: there is no built-in WorkloadAttestor `k8s`
-        hint: built-in are unix; containers and Kubernetes come later"#]],
+            agent.conf:14: `plugins.WorkloadAttestor "k8s"`: plugin "WorkloadAttestor"/"k8s" is recognised but not supported yet
+            hint: tell workloads apart by user with `unix` meanwhile"#]],
     );
     check(
         "plugins {\n",
         "plugins {\n    SVIDStore \"disk\" {\n        plugin_data {}\n    }\n",
         &expect![[r#"
-        agent.conf:8: `plugins.SVIDStore "disk"`: plugin "SVIDStore"/"disk" is recognised but not supported yet
-        hint: leave the block out"#]],
+            agent.conf:8: `plugins.SVIDStore "disk"`: no built-in plugin "disk" for type "SVIDStore"
+            hint: none is built in; to come are aws_secretsmanager, gcp_secretmanager"#]],
     );
     check(
         "plugins {\n",
         "plugins {\n    WorkloadAttestor \"unix\" {\n        plugin_data {}\n    }\n",
         &expect![[r#"agent.conf:17: `plugins.WorkloadAttestor "unix"`: plugin "WorkloadAttestor"/"unix" declared more than once"#]],
+    );
+}
+
+/// Everything that SPIRE's syntax allows, and every experimental setting that has nothing left to do.
+const CONSTRUCTS: &str = include_str!("files/constructs.conf");
+
+#[test]
+fn every_construct_is_read_as_it_is_meant() {
+    let config = read(CONSTRUCTS).unwrap();
+    assert_eq!((config.server_port, config.logging.level.as_str(), config.logging.fractions), (8081, "debug", true));
+    assert_eq!((config.sync_interval.as_secs(), config.socket_path.display().to_string().as_str()), (60, "/tmp/none/api.sock"));
+    assert_eq!(config.live_plugins(), [("NodeAttestor", "join_token"), ("WorkloadAttestor", "unix")]);
+    expect![[r#"
+        [
+            "Experimental features have been enabled. Please see doc/upgrading.md for upgrade and compatibility considerations for experimental features.",
+            "The use of 'jwt_svid_cache_hit_timeout' is experimental",
+            "The 'use_sync_authorized_entries' configuration is deprecated. The option to disable it will be removed in SPIRE 1.13.",
+        ]
+    "#]].assert_debug_eq(&config.warnings);
+}
+
+#[test]
+fn experimental_settings_that_cannot_be_honoured_are_refused_with_what_to_do() {
+    let refused = |from: &str, to: &str, expected: &Expect| {
+        assert!(CONSTRUCTS.contains(from), "{from}");
+        expected.assert_eq(&read(&CONSTRUCTS.replacen(from, to, 1)).unwrap_err().to_string());
+    };
+    refused(
+        "sync_interval  ",
+        "sync_intervals ",
+        &expect![[r#"
+        agent.conf:13: unknown configuration detected: `agent.experimental.sync_intervals`
+        hint: did you mean `sync_interval`?"#]],
+    );
+    refused(
+        "fetch_secrets   = \"0\"",
+        "fetch_secrets   = \"5\"",
+        &expect![[r#"
+        agent.conf:19: `agent.experimental.ratelimit.fetch_secrets`: is recognised but not supported yet
+        hint: leave it out, or set it to 0, which is off"#]],
+    );
+    refused(
+        "fetch_secrets   = \"0\"",
+        "fetch_secrets   = -1",
+        &expect!["agent.conf:19: `agent.experimental.ratelimit.fetch_secrets`: must not be negative"],
+    );
+    refused(
+        "fetch_secrets ",
+        "fetch_secret ",
+        &expect![[r#"
+        agent.conf:19: unknown configuration detected: `agent.experimental.ratelimit.fetch_secret`
+        hint: did you mean `fetch_secrets`?"#]],
+    );
+    refused(
+        "\"5s\"",
+        "\"4s\"",
+        &expect![
+            "agent.conf:14: `agent.experimental.jwt_svid_cache_hit_timeout`: jwt_svid_cache_hit_timeout must be at least 5s and less than 30s"
+        ],
+    );
+    refused("\"1m\"", "\"10ms\"", &expect!["agent.conf:13: `agent.experimental.sync_interval`: must be at least one second"]);
+    refused(
+        "require_pq_kem              = false",
+        "require_pq_kem = true",
+        &expect![[r#"
+        agent.conf:16: `agent.experimental.require_pq_kem`: is recognised but not supported yet
+        hint: leave it out: X25519MLKEM768 is used with every peer that knows it, which agents and servers of ours and recent ones of SPIRE's do"#]],
+    );
+    refused(
+        "require_pq_kem              = false",
+        "broker {\n }",
+        &expect![[r#"
+        agent.conf:16: `agent.experimental.broker`: is recognised but not supported yet
+        hint: leave the block out; the Broker API comes later"#]],
+    );
+    refused(
+        "require_pq_kem              = false",
+        "admin_named_pipe_name = \"x\"",
+        &expect![
+            "agent.conf:16: `agent.experimental.admin_named_pipe_name`: admin_named_pipe_name is not supported in this platform; please use admin_socket_path instead"
+        ],
+    );
+    refused(
+        "profiling_port ",
+        "profiling_enabled = true\n    profiling_port ",
+        &expect![[r#"
+        agent.conf:9: `agent.profiling_enabled`: there are no profiles of Go's runtime in this program
+        hint: leave it out and use `perf record -g -p PID`, which needs no setting and no restart"#]],
     );
 }

@@ -13,7 +13,7 @@ pub use disk::Disk;
 pub use memory::Memory;
 pub use pair::{KeyPair, SHA256_BYTES, random, sha256};
 
-use crate::Pending;
+use crate::{Pending, later};
 
 /// Every built-in key manager, by its configuration name.
 pub const ALL: &[&str] = &["disk", "memory"];
@@ -80,8 +80,6 @@ pub fn build(name: &str, block: &Section, mut data: Section) -> Result<Arc<dyn K
             let disk = path.parse(|p| Disk::open(p))?;
             Ok(Arc::new(disk))
         }
-        _ => Err(block
-            .error(format!("there is no built-in KeyManager `{name}`"))
-            .hint(format!("built-in are {}; cloud and hardware key managers come later, use `disk` meanwhile", ALL.join(", ")))),
+        _ => Err(later::refuse("KeyManager", name, ALL, block)),
     }
 }

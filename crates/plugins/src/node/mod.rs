@@ -12,7 +12,7 @@ use std::sync::Arc;
 use countersign_config::{ConfigError, Section};
 use countersign_identity::{Bundle, Selector, Timestamp, TrustDomain};
 
-use crate::Pending;
+use crate::{Pending, later};
 
 /// Every built-in node attestor. Server, agent and conformance suite know those that are here, and no others.
 pub const ALL: &[Attestor] = &[join_token::ATTESTOR, x509pop::ATTESTOR];
@@ -204,8 +204,6 @@ pub fn build_agent(
 fn find(name: &str, block: &Section) -> Result<&'static Attestor, ConfigError> {
     ALL.iter().find(|attestor| attestor.name == name).ok_or_else(|| {
         let names: Vec<&str> = ALL.iter().map(|attestor| attestor.name).collect();
-        block
-            .error(format!("there is no built-in NodeAttestor `{name}`"))
-            .hint(format!("built-in are {}; others come later", names.join(", ")))
+        later::refuse("NodeAttestor", name, &names, block)
     })
 }

@@ -8,7 +8,7 @@ use countersign_config::{ConfigError, Section};
 use countersign_identity::Selector;
 use countersign_transport::peer::Peer;
 
-use crate::Pending;
+use crate::{Pending, later};
 
 /// Every built-in workload attestor, by its configuration name, which is also its selector type.
 pub const ALL: &[&str] = &[unix::NAME];
@@ -39,8 +39,6 @@ pub trait WorkloadAttestor: Send + Sync {
 pub fn build(name: &str, block: &Section, data: Section) -> Result<Arc<dyn WorkloadAttestor>, ConfigError> {
     match name {
         unix::NAME => Ok(Arc::new(unix::Unix::configure(data)?)),
-        _ => Err(block
-            .error(format!("there is no built-in WorkloadAttestor `{name}`"))
-            .hint(format!("built-in are {}; containers and Kubernetes come later", ALL.join(", ")))),
+        _ => Err(later::refuse("WorkloadAttestor", name, ALL, block)),
     }
 }

@@ -28,6 +28,7 @@ mod limits;
 mod listings;
 mod malformed;
 mod minting;
+mod newer_configuration;
 mod nodes;
 mod readiness;
 mod refusals;
