@@ -90,6 +90,8 @@ pub struct Running {
     pub socket_path: PathBuf,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    api: Api,
+    node: Arc<Node>,
     ended: oneshot::Receiver<End>,
     _admin_socket: Option<SocketFile>,
     _lock: std::fs::File,
@@ -114,6 +116,18 @@ impl Running {
     /// Returns when the agent cannot go on.
     pub async fn ended(&mut self) -> End {
         (&mut self.ended).await.unwrap_or_else(|_| End::Failed("the agent's main task is gone".to_owned()))
+    }
+
+    /// Takes over what a running agent can: the settings in [`Config::LIVE`] but for the log level. Callers being attested are
+    /// attested by whom it began with; the node proves itself by other means from its next attestation on.
+    pub fn reload(&self, config: &Config) {
+        self.api.attestors.replace(config.workload_attestors.clone());
+        self.node.attest_with(Arc::clone(&config.node_attestor));
+    }
+
+    /// What whoever asks about health is told of the last reload.
+    pub fn last_reload(&self) -> &observe::LastReload {
+        &self.api.last_reload
     }
 
     /// Stops: sockets close, open streams end, what is followed is on disk already.
@@ -147,7 +161,8 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let (stop, mut stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     // Before anything that may take long: whoever asks why the node does not join is answered too.
-    let admin = Admin::new(Arc::clone(&node), Attestors(config.workload_attestors.clone()), Arc::clone(&clock));
+    let attestors = Attestors::new(config.workload_attestors.clone());
+    let admin = Admin::new(Arc::clone(&node), attestors.clone(), Arc::clone(&clock));
     let admin_socket = match &config.admin_socket_path {
         Some(path) => Some(serve_admin(path, &admin, stop.subscribe(), &mut tasks)?),
         None => None,
@@ -159,7 +174,8 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
 
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::new(config.trust_domain.clone(), node.bundles(), config.x509_svid_cache_max_size));
-    let sync = Arc::new(Sync::new(node, Arc::clone(&cache), files, Arc::clone(&clock), Arc::clone(&random), version.to_owned()));
+    let sync =
+        Arc::new(Sync::new(Arc::clone(&node), Arc::clone(&cache), files, Arc::clone(&clock), Arc::clone(&random), version.to_owned()));
     sync.restore(&svid);
     let rotator =
         Arc::new(Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), config.workload_key_type, Arc::clone(&metrics)));
@@ -171,10 +187,11 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         rotator: Arc::clone(&rotator),
         jwts,
         sync: Arc::clone(&sync),
-        attestors: Attestors(config.workload_attestors.clone()),
+        attestors,
         clock,
         metrics: Arc::clone(&metrics),
         denials: Denials::default(),
+        last_reload: observe::LastReload::default(),
         allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
     }));
@@ -216,7 +233,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         let _ = end.send(reason);
     });
     tracing::info!(address = %config.socket_path.display(), network = "unix", apis = "Workload API", "Starting agent APIs");
-    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, ended, _admin_socket: admin_socket, _lock: lock })
+    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, api, node, ended, _admin_socket: admin_socket, _lock: lock })
 }
 
 /// Opens the admin socket. Everybody may connect, because every process may ask about itself; who may ask what is decided by

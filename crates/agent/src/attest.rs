@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use countersign_identity::{Selector, selector};
 use countersign_plugins::workload::{AttestorError, WorkloadAttestor};
 use countersign_transport::peer::{Peer, Program};
@@ -31,16 +32,27 @@ pub(crate) struct Verdict {
 
 /// All configured attestors.
 #[derive(Clone)]
-pub(crate) struct Attestors(pub(crate) Vec<Arc<dyn WorkloadAttestor>>);
+pub(crate) struct Attestors(Arc<ArcSwap<Vec<Arc<dyn WorkloadAttestor>>>>);
 
 impl Attestors {
+    pub(crate) fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(attestors)))
+    }
+
+    /// Asks these from now on.
+    pub(crate) fn replace(&self, attestors: Vec<Arc<dyn WorkloadAttestor>>) {
+        self.0.store(Arc::new(attestors));
+    }
+
     /// Attests the process behind a connection. One attestor that fails neither widens nor hides what the others found:
     /// its selectors are missing, and the log says so.
     pub(crate) async fn attest(&self, peer: &Peer) -> Result<Caller, AttestationFailed> {
         tracing::trace!(hop = "asks every attestor");
         let program = peer.program();
         let (mut found, mut failures) = (Vec::new(), 0);
-        for verdict in self.ask(peer, None).await {
+        let verdicts = self.ask(peer, None).await;
+        let asked = verdicts.len();
+        for verdict in verdicts {
             match verdict.found {
                 Ok(selectors) => found.extend(selectors),
                 Err(error) => {
@@ -49,7 +61,7 @@ impl Attestors {
                 }
             }
         }
-        if failures > 0 && failures == self.0.len() {
+        if failures > 0 && failures == asked {
             return Err(AttestationFailed);
         }
         if !peer.is_alive() {
@@ -64,12 +76,13 @@ impl Attestors {
     /// What each attestor says of a process, and how long it took. With patience, an attestor that waits longer for
     /// something counts as failed; one that works in place, as `unix` does while it hashes a program, is not interrupted.
     pub(crate) async fn ask(&self, peer: &Peer, patience: Option<Duration>) -> Vec<Verdict> {
+        let attestors = self.0.load_full();
         // The common case spawns nothing.
-        if let [only] = self.0.as_slice() {
+        if let [only] = attestors.as_slice() {
             return vec![ask_one(only.as_ref(), peer, patience).await];
         }
         let (mut asked, mut names) = (tokio::task::JoinSet::new(), HashMap::new());
-        for attestor in &self.0 {
+        for attestor in attestors.iter() {
             let (attestor, peer, name) = (Arc::clone(attestor), peer.clone(), attestor.name());
             let task = asked.spawn(async move { ask_one(attestor.as_ref(), &peer, patience).await });
             names.insert(task.id(), name);

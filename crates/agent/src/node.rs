@@ -91,7 +91,7 @@ pub(crate) struct Node {
     trust_domain: TrustDomain,
     server: (String, u16),
     bootstrap: Bootstrap,
-    attestor: Arc<dyn AgentHalf>,
+    attestor: ArcSwap<Arc<dyn AgentHalf>>,
     keys: Arc<dyn KeyManager>,
     files: Files,
     clock: SharedClock,
@@ -122,7 +122,7 @@ impl Node {
             trust_domain: config.trust_domain.clone(),
             server: (config.server_address.clone(), config.server_port),
             bootstrap: config.bootstrap.clone(),
-            attestor: Arc::clone(&config.node_attestor),
+            attestor: ArcSwap::from_pointee(Arc::clone(&config.node_attestor)),
             keys: Arc::clone(&config.key_manager),
             files,
             standing: Standing::new(clock.now()),
@@ -215,8 +215,9 @@ impl Node {
     async fn prove(&self, held: Option<&NodeSvid>, renewed: Option<&NodeSvid>) -> Result<Arc<NodeSvid>, NodeError> {
         let channel = self.connect(None).await?;
         // What the node has to show comes before the key: without a token nothing is overwritten.
-        let mut attempt = self.attestor.begin().await?;
-        let data = types::AttestationData { r#type: self.attestor.name().to_owned(), payload: attempt.payload };
+        let attestor = self.attestor.load_full();
+        let mut attempt = attestor.begin().await?;
+        let data = types::AttestationData { r#type: attestor.name().to_owned(), payload: attempt.payload };
         let (slot, pair) = self.asking_key(held).await?;
         let csr = pair.request(None, &[])?;
         let params = attest_agent_request::Params { data: Some(data), params: Some(agent::AgentX509svidParams { csr }) };
@@ -494,7 +495,12 @@ impl Node {
 
     /// What to do for an agent that cannot attest again by itself.
     pub(crate) fn how_to_join(&self) -> String {
-        self.attestor.how_to_join()
+        self.attestor.load().how_to_join()
+    }
+
+    /// Proves itself by other means from the next attestation on.
+    pub(crate) fn attest_with(&self, attestor: Arc<dyn AgentHalf>) {
+        self.attestor.store(Arc::new(attestor));
     }
 }
 

@@ -1,6 +1,5 @@
 //! A server put together, from top to bottom: files, store, journal, authorities, services, listeners.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -31,7 +30,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::api::{self, Api, Context, LogLevels};
+use crate::api::{self, Api, Context, LogLevels, NodeAttestors};
 use crate::audit::{self, Journal, JournalError};
 use crate::authorities::{Authorities, IssueError, Settings};
 use crate::config::Config;
@@ -133,6 +132,19 @@ impl Running {
         }
     }
 
+    /// Takes over what a running server can: the settings in [`Config::LIVE`] but for the log level. Calls under way end with
+    /// what they began with.
+    pub fn reload(&self, config: &Config) {
+        self.api.lifetimes.store(Arc::new(lifetimes(config)));
+        self.api.node_attestors.store(Arc::new(node_attestors(config)));
+        self.api.rate_limits.set(config.ratelimit);
+    }
+
+    /// What whoever asks about health is told of the last reload.
+    pub fn last_reload(&self) -> &observe::LastReload {
+        &self.api.last_reload
+    }
+
     /// Lets calls under way end, for a while, and stops.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
@@ -154,6 +166,9 @@ impl Running {
 /// # Errors
 /// Says what stopped the start and what to do about it.
 pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogLevels>) -> Result<Running, ServerError> {
+    if config.disable_jwt_svids {
+        tracing::info!("JWT-SVID profile is disabled");
+    }
     let lock = (lock_data_dir(&config.data_dir)?, lock_store(&config.store_path)?);
     let store = open_store(config, &clock)?;
     let server_id = server_id(config, &store, clock.now()).await?;
@@ -187,9 +202,10 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         hub: Arc::clone(&hub),
         clock: Arc::clone(&clock),
         metrics: Arc::clone(&metrics),
-        lifetimes: Lifetimes { x509_svid: config.default_x509_svid_ttl, jwt_svid: config.default_jwt_svid_ttl, agent: config.agent_ttl },
+        lifetimes: ArcSwap::from_pointee(lifetimes(config)),
         disable_jwt_svids: config.disable_jwt_svids,
-        node_attestors: config.node_attestors.iter().map(|a| (a.name(), Arc::clone(a))).collect::<HashMap<_, _>>(),
+        node_attestors: ArcSwap::from_pointee(node_attestors(config)),
+        last_reload: observe::LastReload::default(),
         log_levels,
         started_at: clock.now(),
         audit_log: config.audit_log_enabled,
@@ -301,6 +317,14 @@ fn goes(connection: &mut tcp::Connection, age: Duration, stopped: watch::Receive
 /// Returns when the server is told to stop.
 async fn is_told(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+fn lifetimes(config: &Config) -> Lifetimes {
+    Lifetimes { x509_svid: config.default_x509_svid_ttl, jwt_svid: config.default_jwt_svid_ttl, agent: config.agent_ttl }
+}
+
+fn node_attestors(config: &Config) -> NodeAttestors {
+    config.node_attestors.iter().map(|attestor| (attestor.name(), Arc::clone(attestor))).collect()
 }
 
 async fn serve<I>(

@@ -23,7 +23,9 @@ impl health_server::Health for Api {
             return Err(Status::invalid_argument("per-service health is not supported"));
         }
         let status = if self.is_healthy() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+        let mut response = Response::new(HealthCheckResponse { status: status.into() });
+        self.last_reload.add_to(response.metadata_mut());
+        Ok(response)
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use countersign_identity::TrustDomain;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
+use countersign_transport::observe::LastReload;
 use countersign_wire::workload as wire;
 use tonic::service::Routes;
 
@@ -37,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) clock: SharedClock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) denials: Denials,
+    pub(crate) last_reload: LastReload,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
 }

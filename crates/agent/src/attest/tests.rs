@@ -42,7 +42,7 @@ impl WorkloadAttestor for Attestor {
 }
 
 fn attestors(tempers: Vec<(&'static str, Temper)>) -> Attestors {
-    Attestors(tempers.into_iter().map(|(name, temper)| Arc::new(Attestor(name, temper)) as Arc<dyn WorkloadAttestor>).collect())
+    Attestors::new(tempers.into_iter().map(|(name, temper)| Arc::new(Attestor(name, temper)) as Arc<dyn WorkloadAttestor>).collect())
 }
 
 fn ourselves() -> Peer {

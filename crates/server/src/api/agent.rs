@@ -233,7 +233,7 @@ impl Api {
             return Err(status::invalid_plain(caller, "missing CSR"));
         }
         let csr = Csr::parse(&params.csr).map_err(|e| status::invalid(caller, "malformed CSR", e))?;
-        let allowed = Allowed::agent(&agent_id, node.selectors.clone(), caller.actor(), &self.lifetimes);
+        let allowed = Allowed::agent(&agent_id, node.selectors.clone(), caller.actor(), &self.lifetimes.load());
         let issued = self.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
         let (serial_number, expires_at) = (issued.serial_number.clone(), issued.expires_at);
         let wanted = agent_id.clone();

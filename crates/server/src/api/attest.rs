@@ -148,7 +148,7 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
     let csr = params.params.map(|p| p.csr).filter(|csr| !csr.is_empty()).ok_or_else(|| missing("X509-SVID parameters"))?;
     let csr = Csr::parse(&csr).map_err(|e| Status::invalid_argument(format!("malformed CSR: {e}")))?;
 
-    let attestor = api.node_attestors.get(data.r#type.as_str()).ok_or_else(|| {
+    let attestor = api.node_attestors.load().get(data.r#type.as_str()).cloned().ok_or_else(|| {
         let kind: String = data.r#type.chars().take(64).collect();
         Status::failed_precondition(format!("error getting node attestor: could not find node attestor type {kind:?}"))
     })?;
@@ -211,7 +211,7 @@ async fn admit(
     {
         refuse_unknown_token(api, caller, secret).await?;
     }
-    let allowed = Allowed::agent(&agent_id, selectors.clone(), caller.actor(), &api.lifetimes);
+    let allowed = Allowed::agent(&agent_id, selectors.clone(), caller.actor(), &api.lifetimes.load());
     let issued = api.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
     let node = Node {
         id: agent_id.clone(),

@@ -56,6 +56,7 @@ impl health_server::Health for Api {
         if let Some(reason) = MetadataValue::try_from(troubles.join("; ")).ok().filter(|_| !troubles.is_empty()) {
             response.metadata_mut().insert(HEALTH_REASON_HEADER, reason);
         }
+        self.last_reload.add_to(response.metadata_mut());
         Ok(response)
     }
 

@@ -26,11 +26,13 @@ mod trust_domain;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
 use countersign_identity::{FederationRelationship, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::node::ServerHalf;
 use countersign_store::{Seen, Store};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
+use countersign_transport::observe::LastReload;
 use countersign_transport::tcp::TlsIdentity;
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -54,6 +56,9 @@ pub trait LogLevels: Send + Sync {
     fn set(&self, level: &str) -> bool;
 }
 
+/// The attestors of nodes, by name.
+pub(crate) type NodeAttestors = HashMap<&'static str, Arc<dyn ServerHalf>>;
+
 /// What handlers work with. One for the process.
 pub(crate) struct Context {
     pub(crate) trust_domain: TrustDomain,
@@ -64,10 +69,11 @@ pub(crate) struct Context {
     pub(crate) hub: Arc<Hub>,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) lifetimes: Lifetimes,
+    pub(crate) lifetimes: ArcSwap<Lifetimes>,
     pub(crate) disable_jwt_svids: bool,
-    pub(crate) node_attestors: HashMap<&'static str, Arc<dyn ServerHalf>>,
+    pub(crate) node_attestors: ArcSwap<NodeAttestors>,
     pub(crate) log_levels: Arc<dyn LogLevels>,
+    pub(crate) last_reload: LastReload,
     pub(crate) started_at: Timestamp,
     pub(crate) audit_log: bool,
     pub(crate) attested: attest::Recent,

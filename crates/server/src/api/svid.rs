@@ -33,7 +33,7 @@ impl svid_server::Svid for Api {
         }
         let csr = Csr::parse(&request.csr).map_err(|e| status::invalid(&caller, "malformed CSR", e))?;
         let spiffe_id = csr.spiffe_id.ok_or_else(|| status::invalid(&caller, "invalid CSR", "URI SAN is required"))?;
-        let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.x509_svid)?;
+        let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.load().x509_svid)?;
         let allowed = Allowed::minted_x509(spiffe_id.clone(), csr.dns_names, lifetime, caller.actor(), &self.trust_domain)
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedX509, &spiffe_id, &e))?;
         let issued = self.issue_one_x509(allowed, csr.public_key).await?.map_err(|e| status::issue(&e))?;
@@ -48,7 +48,7 @@ impl svid_server::Svid for Api {
         let request = request.into_inner();
         let spiffe_id = id::from_wire(request.id.as_ref()).map_err(|e| status::invalid(&caller, "invalid SPIFFE ID", e))?;
         let audience = audiences(&caller, request.audience)?;
-        let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.jwt_svid)?;
+        let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.load().jwt_svid)?;
         let allowed = Allowed::minted_jwt(spiffe_id.clone(), audience, lifetime, caller.actor(), &self.trust_domain)
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedJwt, &spiffe_id, &e))?;
         let issued = self.issue_jwt(allowed).await?;
@@ -85,7 +85,7 @@ impl svid_server::Svid for Api {
         let mut items = Vec::with_capacity(params.len());
         for item in &params {
             let judged = workload_request(item).and_then(|public_key| {
-                let allowed = Allowed::workload(&snapshot, &agent, &item.entry_id, Wanted::X509, &self.lifetimes, Vec::new(), now)
+                let allowed = Allowed::workload(&snapshot, &agent, &item.entry_id, Wanted::X509, &self.lifetimes.load(), Vec::new(), now)
                     .map_err(|e| self.refuse_workload(&caller, Kind::WorkloadX509, &item.entry_id, &e))?;
                 Ok((countersign_identity::issue::Permission::spiffe_id(&allowed).clone(), allowed, public_key))
             });
@@ -151,9 +151,16 @@ impl Api {
             return Err(status::invalid_plain(caller, "missing entry ID"));
         }
         let audience = audiences(caller, audience)?;
-        let allowed =
-            Allowed::workload(&self.store.snapshot(), agent, entry_id, Wanted::Jwt { audience }, &self.lifetimes, facts, self.clock.now())
-                .map_err(|e| self.refuse_workload(caller, Kind::WorkloadJwt, entry_id, &e))?;
+        let allowed = Allowed::workload(
+            &self.store.snapshot(),
+            agent,
+            entry_id,
+            Wanted::Jwt { audience },
+            &self.lifetimes.load(),
+            facts,
+            self.clock.now(),
+        )
+        .map_err(|e| self.refuse_workload(caller, Kind::WorkloadJwt, entry_id, &e))?;
         let spiffe_id = countersign_identity::issue::Permission::spiffe_id(&allowed).clone();
         let issued = self.issue_jwt(allowed).await?;
         self.metrics.issued("workload_jwt", 1);
@@ -171,7 +178,7 @@ impl Api {
         tracing::trace!(hop = "checks the request");
         let public_key = workload_request(params)?;
         let snapshot = self.store.snapshot();
-        let allowed = Allowed::workload(&snapshot, agent, &params.entry_id, Wanted::X509, &self.lifetimes, facts, self.clock.now())
+        let allowed = Allowed::workload(&snapshot, agent, &params.entry_id, Wanted::X509, &self.lifetimes.load(), facts, self.clock.now())
             .map_err(|e| self.refuse_workload(caller, Kind::WorkloadX509, &params.entry_id, &e))?;
         let spiffe_id = countersign_identity::issue::Permission::spiffe_id(&allowed).clone();
         let issued = self.issue_one_x509(allowed, public_key).await?;

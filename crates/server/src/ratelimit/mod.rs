@@ -10,9 +10,10 @@ mod sample;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use countersign_identity::SpiffeId;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::prefix::Prefix;
@@ -47,7 +48,7 @@ const WAITING_MAX: usize = 4096;
 const WAITING_OF_CALLER_MAX: usize = 256;
 
 /// Which limits are on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) attestation: bool,
     pub(crate) signing: bool,
@@ -62,29 +63,53 @@ pub(crate) struct Exceeded;
 
 /// The server's rate limits.
 pub(crate) struct RateLimits {
+    limiters: ArcSwap<Limiters>,
+    status: Limiter<SpiffeId>,
+    clock: SharedClock,
+}
+
+/// The limits that settings have a say in.
+struct Limiters {
+    settings: Settings,
     attestation: Option<Limiter<Prefix>>,
     x509: Option<Limiter<SpiffeId>>,
     jwt: Option<Limiter<SpiffeId>>,
     renewal: Option<Limiter<SpiffeId>>,
-    status: Limiter<SpiffeId>,
 }
 
-impl RateLimits {
-    pub(crate) fn new(settings: Settings, clock: &SharedClock) -> Self {
+impl Limiters {
+    fn new(settings: Settings, clock: &SharedClock) -> Self {
         let limiter = |rate| Limiter::new(rate, clock.clone());
         let interval = (settings.agent_ttl / RENEWALS_IN_A_LIFE).clamp(RENEWAL_INTERVAL_MIN, RENEWAL_INTERVAL_MAX);
         Self {
+            settings,
             attestation: settings.attestation.then(|| Limiter::new(ATTESTATION, clock.clone())),
             x509: settings.signing.then(|| limiter(SIGNING)),
             jwt: settings.signing.then(|| limiter(SIGNING)),
             renewal: settings.signing.then(|| limiter(Rate { burst: RENEWAL_BURST, every: interval })),
-            status: limiter(STATUS),
+        }
+    }
+}
+
+impl RateLimits {
+    pub(crate) fn new(settings: Settings, clock: &SharedClock) -> Self {
+        Self {
+            limiters: ArcSwap::from_pointee(Limiters::new(settings, clock)),
+            status: Limiter::new(STATUS, clock.clone()),
+            clock: clock.clone(),
+        }
+    }
+
+    /// Goes by other settings from now on. Limits begin anew where something changed; who waits already goes on waiting.
+    pub(crate) fn set(&self, settings: Settings) {
+        if self.limiters.load().settings != settings {
+            self.limiters.store(Arc::new(Limiters::new(settings, &self.clock)));
         }
     }
 
     /// Waits until whoever calls from this address may attest; a local caller has none.
     pub(crate) async fn attestation(&self, address: Option<IpAddr>, patience: Duration) -> Result<(), Exceeded> {
-        match (&self.attestation, address) {
+        match (&self.limiters.load_full().attestation, address) {
             (Some(limiter), Some(address)) => limiter.pass(&Prefix::of(address), 1, patience).await,
             (Some(_), None) | (None, _) => Ok(()),
         }
@@ -93,7 +118,7 @@ impl RateLimits {
     /// Waits until this agent may have so many certificates.
     pub(crate) async fn x509(&self, agent: &SpiffeId, count: u32, patience: Duration) -> Result<(), Exceeded> {
         tracing::trace!(hop = "gives its turn");
-        match &self.x509 {
+        match &self.limiters.load_full().x509 {
             Some(limiter) => limiter.pass(agent, count, patience).await,
             None => Ok(()),
         }
@@ -102,7 +127,7 @@ impl RateLimits {
     /// Waits until this agent may renew its SVID. For its share of renewals it does not wait: whoever has used that up is told
     /// to come again later.
     pub(crate) async fn renewal(&self, agent: &SpiffeId, patience: Duration) -> Result<(), Exceeded> {
-        if let Some(limiter) = &self.renewal {
+        if let Some(limiter) = &self.limiters.load_full().renewal {
             limiter.pass(agent, 1, Duration::ZERO).await?;
         }
         self.x509(agent, 1, patience).await
@@ -115,7 +140,7 @@ impl RateLimits {
 
     /// Waits until this agent may have a token.
     pub(crate) async fn jwt(&self, agent: &SpiffeId, patience: Duration) -> Result<(), Exceeded> {
-        match &self.jwt {
+        match &self.limiters.load_full().jwt {
             Some(limiter) => limiter.pass(agent, 1, patience).await,
             None => Ok(()),
         }

@@ -32,6 +32,7 @@ mod newer_configuration;
 mod nodes;
 mod readiness;
 mod refusals;
+mod reload;
 mod relationships;
 mod rotation;
 mod services;
