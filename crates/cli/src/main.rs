@@ -8,6 +8,7 @@ mod output;
 mod progress;
 #[cfg(test)]
 mod reference;
+mod reload;
 mod run;
 mod up;
 

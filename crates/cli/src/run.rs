@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use countersign_transport::clock::SystemClock;
+use countersign_server::api::LogLevels;
+use countersign_transport::clock::{Clock as _, SystemClock};
 use countersign_transport::random::Seeded;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::logging;
+use crate::logging::{self, Log};
 use crate::output::{self, Failure, Outcome};
+use crate::reload::{Read, Reload};
 
 /// Names the process whose death ends this one too; `up` sets it for its children.
 pub(crate) const CHILD_OF: &str = "COUNTERSIGN_CHILD_OF";
@@ -74,7 +76,7 @@ impl Server {
             Self::Run(command) => {
                 let mut config = command.configured.load()?;
                 config.replace_lost_authorities = command.replace_lost_authority;
-                run_server(&config).await
+                run_server(&config, || command.configured.load()).await
             }
             Self::Validate(configured) => {
                 configured.load()?;
@@ -85,38 +87,70 @@ impl Server {
     }
 }
 
-async fn run_server(config: &countersign_server::Config) -> Outcome {
+/// Runs a server until a signal. `read` reads its configuration again.
+async fn run_server(config: &countersign_server::Config, read: impl Fn() -> Result<countersign_server::Config, Failure>) -> Outcome {
+    let log = logging::start(&config.logging)?;
     tighten_umask();
     raise_descriptor_limit();
-    let levels = logging::start(&config.logging)?;
+    reopen_on_signal(&log)?;
+    let mut asked = signal(SignalKind::user_defined1())?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    tracing::info!(data_dir = %config.data_dir.display(), launch_log_level = log.launch(), version = VERSION, "Configured");
     let stopped = stop_signal()?;
     end_with_parent();
-    let mut running = countersign_server::start(config, Arc::new(SystemClock), levels).await.map_err(|e| {
-        let hint = e.hint();
-        tracing::error!(error = %e, hint, "Fatal run error");
-        Failure::new(hint.map_or_else(|| e.to_string(), |hint| format!("{e}\nhint: {hint}")))
-    })?;
-    tokio::select! {
-        () = stopped => {
-            running.stop().await;
-            tracing::info!("Server stopped gracefully");
-            Ok(())
-        }
-        reason = running.failed() => {
-            tracing::error!(error = reason, "Server crashed");
-            Err(Failure::new(reason))
+    let mut running =
+        countersign_server::start(config, Arc::new(SystemClock), Arc::clone(&log) as Arc<dyn LogLevels>).await.map_err(|e| {
+            let hint = e.hint();
+            tracing::error!(error = %e, hint, "Fatal run error");
+            Failure::new(hint.map_or_else(|| e.to_string(), |hint| format!("{e}\nhint: {hint}")))
+        })?;
+    tokio::pin!(stopped);
+    let mut reload = Reload { in_force: config.fingerprint.clone(), live: countersign_server::Config::LIVE, tells_errors: true, log };
+    loop {
+        tokio::select! {
+            () = &mut stopped => {
+                running.stop().await;
+                tracing::info!("Server stopped gracefully");
+                return Ok(());
+            }
+            reason = running.failed() => {
+                tracing::error!(error = reason, "Server crashed");
+                return Err(Failure::new(reason));
+            }
+            Some(()) = asked.recv() => {
+                let new = tokio::task::block_in_place(&read);
+                let parts = new.as_ref().map(|config| Read {
+                    fingerprint: &config.fingerprint,
+                    logging: &config.logging,
+                    warnings: &config.warnings,
+                    live_plugins: config.live_plugins(),
+                });
+                let take_over = || {
+                    if let Ok(config) = &new {
+                        running.reload(config);
+                    }
+                };
+                running.last_reload().set(&reload.take(parts, take_over, SystemClock.now()));
+            }
         }
     }
 }
 
-/// Runs an agent until a signal, or until it cannot go on.
-pub(crate) async fn run_agent(config: &countersign_agent::Config) -> Outcome {
+/// Runs an agent until a signal, or until it cannot go on. `read` reads its configuration again.
+pub(crate) async fn run_agent(
+    config: &countersign_agent::Config,
+    read: impl Fn() -> Result<countersign_agent::Config, Failure>,
+) -> Outcome {
+    let log = logging::start(&config.logging)?;
     tighten_umask();
     raise_descriptor_limit();
-    logging::start(&config.logging)?;
+    reopen_on_signal(&log)?;
+    let mut asked = signal(SignalKind::user_defined1())?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let stopped = stop_signal()?;
     end_with_parent();
     tokio::pin!(stopped);
@@ -131,18 +165,49 @@ pub(crate) async fn run_agent(config: &countersign_agent::Config) -> Outcome {
             return Ok(());
         }
     };
-    tokio::select! {
-        () = stopped => {
-            running.stop().await;
-            tracing::info!("Agent stopped gracefully");
-            Ok(())
-        }
-        end = running.ended() => {
-            tracing::error!(error = %end, "Agent crashed");
-            running.stop().await;
-            Err(Failure::new(end.to_string()))
+    // Every workload may ask the agent for its health, and what an error quotes is not theirs to read.
+    let mut reload = Reload { in_force: config.fingerprint.clone(), live: countersign_agent::Config::LIVE, tells_errors: false, log };
+    loop {
+        tokio::select! {
+            () = &mut stopped => {
+                running.stop().await;
+                tracing::info!("Agent stopped gracefully");
+                return Ok(());
+            }
+            end = running.ended() => {
+                tracing::error!(error = %end, "Agent crashed");
+                running.stop().await;
+                return Err(Failure::new(end.to_string()));
+            }
+            Some(()) = asked.recv() => {
+                let new = tokio::task::block_in_place(&read);
+                let parts = new.as_ref().map(|config| Read {
+                    fingerprint: &config.fingerprint,
+                    logging: &config.logging,
+                    warnings: &config.warnings,
+                    live_plugins: config.live_plugins(),
+                });
+                let take_over = || {
+                    if let Ok(config) = &new {
+                        running.reload(config);
+                    }
+                };
+                running.last_reload().set(&reload.take(parts, take_over, SystemClock.now()));
+            }
         }
     }
+}
+
+/// Log rotation: SIGUSR2 opens the log file anew. Heard from the start on, because the signal ends a process that does not
+/// listen to it.
+fn reopen_on_signal(log: &Arc<Log>) -> Result<(), Failure> {
+    let (mut asked, log) = (signal(SignalKind::user_defined2())?, Arc::clone(log));
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            log.reopen();
+        }
+    });
+    Ok(())
 }
 
 /// A child of `up` ends with it, however that ended.
@@ -157,8 +222,13 @@ pub(crate) fn end_with_parent() {
 
 /// Files are never writable by the group nor open to others, whatever the umask was; as in SPIRE.
 fn tighten_umask() {
-    let former = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
-    rustix::process::umask(former | rustix::fs::Mode::from_raw_mode(0o027));
+    let least = rustix::fs::Mode::from_raw_mode(0o027);
+    let former = rustix::process::umask(least);
+    let tight = former | least;
+    rustix::process::umask(tight);
+    if former != tight {
+        tracing::warn!("Current umask {:04o} is too permissive; setting umask {:04o}", former.bits(), tight.bits());
+    }
 }
 
 /// Every connection needs a descriptor or two; the soft limit is often a thousand for the sake of old programs.

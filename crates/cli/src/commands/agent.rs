@@ -107,7 +107,7 @@ impl List {
 impl Agent {
     pub(crate) async fn run(self) -> Outcome {
         match self {
-            Self::Run(configured) => run_agent(&configured.load()?).await,
+            Self::Run(configured) => run_agent(&configured.load()?, || configured.load()).await,
             Self::Validate(configured) => {
                 configured.load()?;
                 output::line("Countersign agent configuration file is valid.");

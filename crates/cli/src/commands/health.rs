@@ -1,6 +1,7 @@
 //! `countersign healthcheck`
 
 use clap::Args;
+use countersign_transport::observe::RELOAD_HEADER;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -32,15 +33,18 @@ impl Healthcheck {
         };
         let unhealthy = |why: &str| Failure::new(format!("{} is unhealthy: {why}", name.to_lowercase()));
         match answer(channel).await {
-            Ok((true, trouble)) => {
+            Ok(Answer { is_serving: true, reason, last_reload }) => {
                 output::line(&format!("{name} is healthy."));
-                if let Some(trouble) = trouble {
-                    output::line(&format!("But {trouble}."));
+                if let Some(reason) = reason {
+                    output::line(&format!("But {reason}."));
+                }
+                if let Some(last_reload) = last_reload {
+                    output::line(&format!("Last reload of the configuration: {last_reload}"));
                 }
                 Ok(())
             }
-            Ok((false, None)) => Err(unhealthy("it returned status \"NOT_SERVING\"")),
-            Ok((false, Some(reason))) => Err(unhealthy(&format!("it returned status \"NOT_SERVING\": {reason}"))),
+            Ok(Answer { reason: None, .. }) => Err(unhealthy("it returned status \"NOT_SERVING\"")),
+            Ok(Answer { reason: Some(reason), .. }) => Err(unhealthy(&format!("it returned status \"NOT_SERVING\": {reason}"))),
             Err(status) => Err(unhealthy(&format!("unable to determine health: {}", status.message()))),
         }
     }
@@ -48,12 +52,21 @@ impl Healthcheck {
 
 /// Whether a server or agent says it serves.
 pub(crate) async fn check(channel: Channel) -> Result<bool, tonic::Status> {
-    Ok(answer(channel).await?.0)
+    Ok(answer(channel).await?.is_serving)
 }
 
-/// Whether it says it serves, and what is wrong where it says so.
-async fn answer(channel: Channel) -> Result<(bool, Option<String>), tonic::Status> {
+/// What it says of itself.
+struct Answer {
+    is_serving: bool,
+    /// What is wrong, where it says so.
+    reason: Option<String>,
+    /// What came of the last reload of its configuration, if there was one.
+    last_reload: Option<String>,
+}
+
+async fn answer(channel: Channel) -> Result<Answer, tonic::Status> {
     let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
-    let reason = answer.metadata().get(countersign_server::api::HEALTH_REASON_HEADER).and_then(|r| r.to_str().ok()).map(str::to_owned);
-    Ok((answer.into_inner().status == i32::from(ServingStatus::Serving), reason))
+    let header = |name| answer.metadata().get(name).and_then(|text| text.to_str().ok()).map(str::to_owned);
+    let (reason, last_reload) = (header(countersign_server::api::HEALTH_REASON_HEADER), header(RELOAD_HEADER));
+    Ok(Answer { is_serving: answer.into_inner().status == i32::from(ServingStatus::Serving), reason, last_reload })
 }

@@ -364,4 +364,7 @@ fn log(family: AuthorityFamily, record: &AuthorityRecord, what: &str) {
     };
     let slot = record.key_id.chars().last().unwrap_or('?');
     tracing::info!(%slot, issued_at = %record.issued_at, expiration = %record.expires_at, local_authority_id = %record.id, "{name} {what}");
+    if family == AuthorityFamily::X509 && what == "activated" {
+        tracing::debug!(local_authority_id = %record.id, "Successfully rotated X.509 CA");
+    }
 }

@@ -21,6 +21,7 @@ mod kept;
 mod mutual;
 mod nginx;
 mod postgresql;
+mod roles;
 mod shell;
 mod simulation;
 mod support;
