@@ -208,7 +208,6 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         last_reload: observe::LastReload::default(),
         log_levels,
         started_at: clock.now(),
-        audit_log: config.audit_log_enabled,
         attested: api::Recent::default(),
         rate_limits: RateLimits::new(config.ratelimit, &clock),
         lines: Arc::clone(&lines),
@@ -221,6 +220,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         admin_ids: config.admin_ids.as_slice().into(),
         metrics: Arc::clone(&metrics),
         lines,
+        audit_log: config.audit_log_enabled,
     };
 
     // All listeners open before the first call is served, so that a start either works or says why not.

@@ -13,6 +13,7 @@ use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{id, mask, types};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::access::{self, About};
 use super::filter::{self, SetMatch};
 use super::{Api, attest, status};
 use crate::policy::{Allowed, Caller};
@@ -38,7 +39,6 @@ impl agent_server::Agent for Api {
         };
         let snapshot = self.store.snapshot();
         let count = snapshot.nodes_after(None).filter(|n| filter.matches(n)).count();
-        self.audit(&caller, "CountAgents", "", "success");
         Ok(Response::new(agent::CountAgentsResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
     }
 
@@ -55,7 +55,6 @@ impl agent_server::Agent for Api {
         let matching = snapshot.nodes_after(start.as_ref()).filter(|n| filter.matches(n));
         let show = |node: &Arc<Node>| mask::agent(self.to_wire(node), request.output_mask.as_ref());
         let (agents, next_page_token) = filter::page(matching, request.page_size, |n| n.id.as_str().to_owned(), show)?;
-        self.audit(&caller, "ListAgents", "", "success");
         Ok(Response::new(agent::ListAgentsResponse { agents, next_page_token }))
     }
 
@@ -65,7 +64,6 @@ impl agent_server::Agent for Api {
         let agent_id = self.agent_id(&caller, request.id.as_ref())?;
         let snapshot = self.store.snapshot();
         let node = snapshot.node(&agent_id).ok_or_else(|| Status::not_found("agent not found"))?;
-        self.audit(&caller, "GetAgent", agent_id.as_str(), "success");
         Ok(Response::new(mask::agent(self.to_wire(node), request.output_mask.as_ref())))
     }
 
@@ -94,7 +92,6 @@ impl agent_server::Agent for Api {
         }
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&agent_id);
         tracing::info!(agent_id = %agent_id, caller = %caller.actor(), "Agent deleted");
-        self.audit(&caller, "DeleteAgent", agent_id.as_str(), "success");
         Ok(Response::new(()))
     }
 
@@ -116,7 +113,6 @@ impl agent_server::Agent for Api {
             return Err(Status::not_found("agent not found"));
         }
         tracing::info!(agent_id = %agent_id, caller = %caller.actor(), "Agent banned");
-        self.audit(&caller, "BanAgent", agent_id.as_str(), "success");
         Ok(Response::new(()))
     }
 
@@ -146,6 +142,7 @@ impl agent_server::Agent for Api {
     async fn create_join_token(&self, request: Request<agent::CreateJoinTokenRequest>) -> Result<Response<types::JoinToken>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About { ttl: Some(request.ttl), ..About::default() });
         let ttl = match u64::try_from(request.ttl) {
             Ok(0) | Err(_) => return Err(status::invalid_plain(&caller, "ttl is required, you must provide one")),
             Ok(secs) => Duration::from_secs(secs),
@@ -154,6 +151,7 @@ impl agent_server::Agent for Api {
             None => None,
             Some(wanted) => {
                 let alias = id::from_wire(Some(wanted)).map_err(|e| status::invalid(&caller, "invalid agent ID", e))?;
+                caller.access.about(|| About { ttl: Some(request.ttl), ..About::spiffe_id(alias.as_str()) });
                 entry_rules::check_spiffe_id(&alias, &self.trust_domain).map_err(|e| status::invalid(&caller, "invalid agent ID", e))?;
                 Some(alias)
             }
@@ -169,7 +167,6 @@ impl agent_server::Agent for Api {
             return Err(Status::already_exists("failed to create token: it exists already"));
         }
         self.attested.await_secret(hash, expires_at, now);
-        self.audit(&caller, "CreateJoinToken", "", "success");
         Ok(Response::new(types::JoinToken { value, expires_at: expires_at.secs() }))
     }
 
@@ -179,6 +176,7 @@ impl agent_server::Agent for Api {
         let patience = ratelimit::patience(request.metadata());
         self.rate_limits.status(&agent_id, patience).await.map_err(|e| self.over_limit(&caller, e))?;
         let version = request.into_inner().agent_version;
+        caller.access.about(|| About { agent_version: Some(access::short(&version)), ..About::spiffe_id(agent_id.as_str()) });
         if version.len() > AGENT_VERSION_BYTES_MAX {
             return Err(status::invalid_plain(&caller, "agent version is too long"));
         }
@@ -191,6 +189,7 @@ impl Api {
     /// An ID that can be an agent's in this trust domain.
     fn agent_id(&self, caller: &Caller, wanted: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
         let agent_id = id::from_wire(wanted).map_err(|e| status::invalid(caller, "invalid agent ID", e))?;
+        caller.access.about(|| About::spiffe_id(agent_id.as_str()));
         if !agent_id.is_member_of(&self.trust_domain) {
             let cause = format!("`{agent_id}` is not a member of trust domain `{}`", self.trust_domain);
             return Err(status::invalid(caller, "invalid agent ID", cause));
@@ -232,6 +231,7 @@ impl Api {
         if params.csr.is_empty() {
             return Err(status::invalid_plain(caller, "missing CSR"));
         }
+        caller.access.about(|| About { csr: access::hash(&params.csr), ..About::default() });
         let csr = Csr::parse(&params.csr).map_err(|e| status::invalid(caller, "malformed CSR", e))?;
         let allowed = Allowed::agent(&agent_id, node.selectors.clone(), caller.actor(), &self.lifetimes.load());
         let issued = self.authorities.issue_one_x509(allowed, csr.public_key).await.map_err(|e| status::issue(&e))?;
@@ -256,7 +256,6 @@ impl Api {
             return Err(status::denied(Reason::AgentNotActive, "the agent's SVID counts no longer"));
         }
         self.metrics.issued("agent_x509", 1);
-        self.audit(caller, "RenewAgent", agent_id.as_str(), "success");
         Ok(agent::RenewAgentResponse { svid: Some(attest::svid(&agent_id, issued)) })
     }
 }

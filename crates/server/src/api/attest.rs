@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Status, Streaming};
 
-use super::{Api, status};
+use super::{Api, access, status};
 use crate::authorities::IssuedX509;
 use crate::policy::{Allowed, Caller};
 use crate::ratelimit::About;
@@ -45,6 +45,7 @@ pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<AttestAgentResponse, 
 /// comes in the head alone.
 pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAgentRequest>) -> Result<Answers, Status> {
     let (out, mut answers) = mpsc::channel(1);
+    caller.access.leave();
     tokio::spawn(async move {
         let mut exchange = Exchange { messages, out: out.clone() };
         let last = match attest(&api, &caller, &mut exchange).await {
@@ -60,6 +61,7 @@ pub(crate) async fn start(api: Api, caller: Caller, messages: Streaming<AttestAg
                 Err(status)
             }
         };
+        caller.access.end(last.as_ref().map(|_| ()));
         let _ = out.send(last).await;
     });
     let first = answers.recv().await.unwrap_or_else(|| Err(Status::unavailable("the server is shutting down")))?;
@@ -153,6 +155,8 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
         Status::failed_precondition(format!("error getting node attestor: could not find node attestor type {kind:?}"))
     })?;
     let name = attestor.name();
+    let about = || access::About { node_attestor_type: Some(name.to_owned()), ..access::About::default() };
+    caller.access.about(about);
     let circumstances = Circumstances {
         trust_domain: api.trust_domain.clone(),
         bundle: api.store.snapshot().bundle(api.trust_domain.name()).map(Arc::clone),
@@ -167,6 +171,7 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
     if !attested.path.strip_prefix('/').and_then(|p| p.strip_prefix(name)).is_some_and(|p| p.starts_with('/')) {
         tracing::warn!(agent_id = %agent_id, node_attestor_type = name, "The agent's ID is not in the agent namespace of its attestor");
     }
+    caller.access.about(|| access::About { agent_id: Some(agent_id.as_str().to_owned()), ..about() });
     // In a task of its own: from the first durable step on it runs to its end, and what it did can be asked for again.
     let (api, caller) = (api.clone(), caller.clone());
     let admission = tokio::spawn(async move { admit(&api, &caller, name, agent_id, attested, csr).await });

@@ -9,6 +9,7 @@ use countersign_wire::bundle_api::{self, bundle_server};
 use countersign_wire::{bundle, mask, types};
 use tonic::{Request, Response, Status};
 
+use super::access::About;
 use super::{Api, filter, status};
 use crate::policy::Caller;
 
@@ -19,11 +20,9 @@ const BATCH_MAX: usize = 1000;
 impl bundle_server::Bundle for Api {
     async fn count_bundles(
         &self,
-        request: Request<bundle_api::CountBundlesRequest>,
+        _: Request<bundle_api::CountBundlesRequest>,
     ) -> Result<Response<bundle_api::CountBundlesResponse>, Status> {
-        let caller = Self::caller(&request)?;
         let count = self.store.snapshot().bundles().iter().count();
-        self.audit(&caller, "CountBundles", "", "success");
         Ok(Response::new(bundle_api::CountBundlesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
     }
 
@@ -36,6 +35,7 @@ impl bundle_server::Bundle for Api {
     async fn append_bundle(&self, request: Request<bundle_api::AppendBundleRequest>) -> Result<Response<types::Bundle>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About::trust_domain(self.trust_domain.name()));
         if request.x509_authorities.is_empty() && request.jwt_authorities.is_empty() {
             return Err(status::invalid_plain(&caller, "no authorities to append"));
         }
@@ -67,7 +67,6 @@ impl bundle_server::Bundle for Api {
             })
             .await
             .map_err(|e| status::store(&e))??;
-        self.audit(&caller, "AppendBundle", self.trust_domain.name(), "success");
         Ok(Response::new(mask::bundle(bundle::to_wire(&appended), request.output_mask.as_ref())))
     }
 
@@ -89,7 +88,6 @@ impl bundle_server::Bundle for Api {
         &self,
         request: Request<bundle_api::ListFederatedBundlesRequest>,
     ) -> Result<Response<bundle_api::ListFederatedBundlesResponse>, Status> {
-        let caller = Self::caller(&request)?;
         let request = request.into_inner();
         let snapshot = self.store.snapshot();
         let foreign = snapshot
@@ -98,7 +96,6 @@ impl bundle_server::Bundle for Api {
             .filter(|b| b.trust_domain() != &self.trust_domain && b.trust_domain().name() > request.page_token.as_str());
         let show = |found: &Arc<Bundle>| mask::bundle(bundle::to_wire(found), request.output_mask.as_ref());
         let (bundles, next_page_token) = filter::page(foreign, request.page_size, |b| b.trust_domain().name().to_owned(), show)?;
-        self.audit(&caller, "ListFederatedBundles", "", "success");
         Ok(Response::new(bundle_api::ListFederatedBundlesResponse { bundles, next_page_token }))
     }
 
@@ -108,6 +105,7 @@ impl bundle_server::Bundle for Api {
     ) -> Result<Response<types::Bundle>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About::trust_domain(&request.trust_domain));
         let trust_domain = self.foreign(&request.trust_domain).map_err(|e| status::invalid_plain(&caller, &e))?;
         let snapshot = self.store.snapshot();
         let found = snapshot.bundle(trust_domain.name()).ok_or_else(|| Status::not_found("bundle not found"))?;
@@ -123,8 +121,9 @@ impl bundle_server::Bundle for Api {
         let outcomes = self.put_all(&caller, request.bundle, Put::Create, None).await?;
         let results = outcomes
             .into_iter()
-            .map(|outcome| {
+            .map(|(about, outcome)| {
                 let (status, bundle) = shown(outcome, request.output_mask.as_ref());
+                caller.access.item(status.as_ref(), || about);
                 bundle_api::batch_create_federated_bundle_response::Result { status, bundle }
             })
             .collect();
@@ -140,8 +139,9 @@ impl bundle_server::Bundle for Api {
         let outcomes = self.put_all(&caller, request.bundle, Put::Update, request.input_mask).await?;
         let results = outcomes
             .into_iter()
-            .map(|outcome| {
+            .map(|(about, outcome)| {
                 let (status, bundle) = shown(outcome, request.output_mask.as_ref());
+                caller.access.item(status.as_ref(), || about);
                 bundle_api::batch_update_federated_bundle_response::Result { status, bundle }
             })
             .collect();
@@ -157,8 +157,9 @@ impl bundle_server::Bundle for Api {
         let outcomes = self.put_all(&caller, request.bundle, Put::Set, None).await?;
         let results = outcomes
             .into_iter()
-            .map(|outcome| {
+            .map(|(about, outcome)| {
                 let (status, bundle) = shown(outcome, request.output_mask.as_ref());
+                caller.access.item(status.as_ref(), || about);
                 bundle_api::batch_set_federated_bundle_response::Result { status, bundle }
             })
             .collect();
@@ -189,7 +190,8 @@ impl bundle_server::Bundle for Api {
             .zip(outcomes)
             .map(|(trust_domain, outcome)| {
                 let status = outcome.map_or_else(|e| status::of(&e), |()| status::ok());
-                self.audit(&caller, "BatchDeleteFederatedBundle", &trust_domain, status.as_ref().map_or("", |s| s.message.as_str()));
+                let about = || About { mode: Some(word(mode)), ..About::trust_domain(&trust_domain) };
+                caller.access.item(status.as_ref(), || Some(about()));
                 bundle_api::batch_delete_federated_bundle_response::Result { status, trust_domain }
             })
             .collect();
@@ -210,6 +212,15 @@ fn limit(caller: &Caller, count: usize) -> Result<(), Status> {
         return Err(status::invalid_plain(caller, &format!("the batch has {count} items, at most {BATCH_MAX} are allowed")));
     }
     Ok(())
+}
+
+/// SPIRE's word for a mode of deletion.
+const fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Restrict => "RESTRICT",
+        Mode::Delete => "DELETE",
+        Mode::Dissociate => "DISSOCIATE",
+    }
 }
 
 fn shown(outcome: Result<Arc<Bundle>, Status>, mask: Option<&types::BundleMask>) -> (Option<types::Status>, Option<types::Bundle>) {
@@ -234,8 +245,9 @@ impl Api {
         bundles: Vec<types::Bundle>,
         how: Put,
         input_mask: Option<types::BundleMask>,
-    ) -> Result<Vec<Result<Arc<Bundle>, Status>>, Status> {
+    ) -> Result<Vec<(Option<About>, Result<Arc<Bundle>, Status>)>, Status> {
         limit(caller, bundles.len())?;
+        let mut abouts = caller.access.each(&bundles, |bundle| About::trust_domain(&bundle.trust_domain));
         let wanted: Vec<Result<Bundle, Status>> = bundles
             .iter()
             .map(|b| {
@@ -243,12 +255,14 @@ impl Api {
                 bundle::from_wire(b).map_err(|e| Status::invalid_argument(format!("failed to convert bundle: {e}")))
             })
             .collect();
-        self.store
+        let outcomes = self
+            .store
             .write(caller.actor(), move |draft| {
-                Ok(wanted.iter().map(|w| w.clone().and_then(|b| put(draft, b, how, input_mask.as_ref()))).collect())
+                Ok(wanted.iter().map(|w| w.clone().and_then(|b| put(draft, b, how, input_mask.as_ref()))).collect::<Vec<_>>())
             })
             .await
-            .map_err(|e| status::store(&e))
+            .map_err(|e| status::store(&e))?;
+        Ok(outcomes.into_iter().map(|outcome| (abouts.next(), outcome)).collect())
     }
 }
 

@@ -10,6 +10,7 @@ use countersign_wire::{entry, mask, types};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::access::About;
 use super::filter::{self, EntryFilter, EntryFilterMessage};
 use super::room::{self, REFUSAL_BYTES, Room};
 use super::{Api, status, sync};
@@ -34,7 +35,6 @@ impl entry_server::Entry for Api {
                 snapshot.entries_after("").filter(|e| filter.matches(e)).count()
             }
         };
-        self.audit(&caller, "CountEntries", "", "success");
         Ok(Response::new(entry_api::CountEntriesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
     }
 
@@ -49,19 +49,18 @@ impl entry_server::Entry for Api {
         let matching = snapshot.entries_after(&request.page_token).filter(|e| filter.matches(e));
         let show = |found: &Arc<Entry>| mask::entry(entry::to_wire(found), request.output_mask.as_ref());
         let (entries, next_page_token) = filter::page(matching, request.page_size, |e| e.id.clone(), show)?;
-        self.audit(&caller, "ListEntries", "", "success");
         Ok(Response::new(entry_api::ListEntriesResponse { entries, next_page_token }))
     }
 
     async fn get_entry(&self, request: Request<entry_api::GetEntryRequest>) -> Result<Response<types::Entry>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About::entry_id(&request.id));
         if request.id.is_empty() {
             return Err(status::invalid_plain(&caller, "missing ID"));
         }
         let snapshot = self.store.snapshot();
         let found = snapshot.entry(&request.id).ok_or_else(|| Status::not_found("entry not found"))?;
-        self.audit(&caller, "GetEntry", &request.id, "success");
         Ok(Response::new(mask::entry(entry::to_wire(found), request.output_mask.as_ref())))
     }
 
@@ -72,6 +71,7 @@ impl entry_server::Entry for Api {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
         limit(&caller, request.entries.len())?;
+        let mut abouts = caller.access.each(&request.entries, About::entry);
         let now = self.clock.now();
         let wanted: Vec<Result<Arc<Entry>, Status>> =
             request.entries.into_iter().map(|e| self.new_entry(&caller, e, now).map(Arc::new)).collect();
@@ -85,8 +85,7 @@ impl entry_server::Entry for Api {
                     Ok(Created::Similar(entry)) => (similar(), Some(entry)),
                     Err(refusal) => (status::of(&refusal), None),
                 };
-                let subject = shown.as_ref().map_or("", |e| e.id.as_str());
-                self.audit(&caller, "BatchCreateEntry", subject, status.as_ref().map_or("", |s| s.message.as_str()));
+                caller.access.item(status.as_ref(), || abouts.next().map(|about| named(about, shown.as_ref())));
                 entry_api::batch_create_entry_response::Result { status, entry: shown }
             })
             .collect();
@@ -100,6 +99,7 @@ impl entry_server::Entry for Api {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
         limit(&caller, request.entries.len())?;
+        let mut abouts = caller.access.each(&request.entries, About::entry);
         let (wanted, input_mask) = (request.entries, request.input_mask);
         let trust_domain = self.trust_domain.clone();
         let mask = request.output_mask;
@@ -115,8 +115,7 @@ impl entry_server::Entry for Api {
                     Ok(updated) => (status::ok(), Some(updated)),
                     Err(refusal) => (status::of(&refusal), None),
                 };
-                let subject = shown.as_ref().map_or("", |e| e.id.as_str());
-                self.audit(&caller, "BatchUpdateEntry", subject, status.as_ref().map_or("", |s| s.message.as_str()));
+                caller.access.item(status.as_ref(), || abouts.next());
                 entry_api::batch_update_entry_response::Result { status, entry: shown }
             })
             .collect();
@@ -154,7 +153,7 @@ impl entry_server::Entry for Api {
                     (false, true) => Some(status::item(Code::InvalidArgument, "missing entry ID")),
                     (false, false) => Some(status::item(Code::NotFound, "entry not found")),
                 };
-                self.audit(&caller, "BatchDeleteEntry", &id, status.as_ref().map_or("", |s| s.message.as_str()));
+                caller.access.item(status.as_ref(), || Some(About::entry_id(&id)));
                 entry_api::batch_delete_entry_response::Result { status, id }
             })
             .collect();
@@ -189,6 +188,14 @@ impl entry_server::Entry for Api {
         self.saw(&agent.spiffe_id, None);
         Ok(Response::new(sync::start(self.clone(), agent.spiffe_id.clone(), request.into_inner())))
     }
+}
+
+/// With the ID that the server gave.
+fn named(mut about: About, shown: Option<&types::Entry>) -> About {
+    if let Some(created) = shown.filter(|created| !created.id.is_empty()) {
+        about.entry_id = Some(created.id.clone());
+    }
+    about
 }
 
 fn limit(caller: &Caller, count: usize) -> Result<(), Status> {

@@ -14,6 +14,7 @@ use countersign_wire::node::Ack;
 use countersign_wire::{entry, id};
 use tonic::{Request, Response, Status};
 
+use super::access::About;
 use super::{Api, status};
 use crate::audit::{Answer, Query, search};
 
@@ -34,6 +35,7 @@ impl entry_explainer_server::EntryExplainer for Api {
     async fn explain_entry(&self, request: Request<ExplainEntryRequest>) -> Result<Response<ExplainEntryResponse>, Status> {
         let caller = Self::caller(&request)?;
         let wanted = request.into_inner().id;
+        caller.access.about(|| About::entry_id(&wanted));
         if wanted.is_empty() {
             return Err(status::invalid_plain(&caller, "missing ID"));
         }
@@ -46,7 +48,6 @@ impl entry_explainer_server::EntryExplainer for Api {
             Ok::<_, std::io::Error>(explain(&api, &snapshot, &found, &holders, now))
         });
         let answer = explained.await.map_err(|_| Status::unavailable("the server is shutting down"))?.map_err(|e| status::journal(&e))?;
-        self.audit(&caller, "ExplainEntry", &wanted, "success");
         Ok(Response::new(answer))
     }
 }

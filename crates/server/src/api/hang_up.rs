@@ -100,7 +100,12 @@ impl World {
     fn request<T>(&self, kind: Kind, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let proof = Proof::Remote { address: SocketAddr::from(([127, 0, 0, 1], 1)), identity: Some(Arc::clone(&self.agent)) };
-        request.extensions_mut().insert(Caller { proof, kind, lines: Arc::clone(&self.api().lines) });
+        request.extensions_mut().insert(Caller {
+            proof,
+            kind,
+            lines: Arc::clone(&self.api().lines),
+            access: super::access::Access::default(),
+        });
         request
     }
 

@@ -3,6 +3,7 @@
 //! Nothing is decided here about who may call (the gate did) or what may be issued (policy does). Shared by both
 //! listeners; the private socket serves a few services more.
 
+pub(crate) mod access;
 mod agent;
 mod attest;
 pub(crate) use attest::{Recent, alias_entries};
@@ -75,7 +76,6 @@ pub(crate) struct Context {
     pub(crate) log_levels: Arc<dyn LogLevels>,
     pub(crate) last_reload: LastReload,
     pub(crate) started_at: Timestamp,
-    pub(crate) audit_log: bool,
     pub(crate) attested: attest::Recent,
     pub(crate) rate_limits: RateLimits,
     pub(crate) lines: Arc<Lines>,
@@ -119,15 +119,6 @@ impl Api {
         }
         self.metrics.refused("rate limit");
         Status::resource_exhausted(exceeded.to_string())
-    }
-
-    /// One line in the audit log, where it is on.
-    fn audit(&self, caller: &Caller, method: &'static str, subject: &str, status: &str) {
-        if self.audit_log {
-            tracing::info!(
-                r#type = "audit", caller = %caller.actor(), authorized_as = caller.kind.name(), method, subject, status, "API accessed"
-            );
-        }
     }
 
     /// Remembers that an agent called, and with which version.

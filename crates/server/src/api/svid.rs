@@ -13,6 +13,7 @@ use countersign_wire::svid::{self, svid_server};
 use countersign_wire::{id, types};
 use tonic::{Code, Request, Response, Status};
 
+use super::access::{self, About};
 use super::{Api, attest, status, to_its_end};
 use crate::authorities::{IssueError, IssuedJwt, IssuedX509};
 use crate::policy::allowed::{Refusal, Wanted};
@@ -28,6 +29,7 @@ impl svid_server::Svid for Api {
     async fn mint_x509svid(&self, request: Request<svid::MintX509svidRequest>) -> Result<Response<svid::MintX509svidResponse>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About { csr: access::hash(&request.csr), ttl: Some(request.ttl), ..About::default() });
         if request.csr.is_empty() {
             return Err(status::invalid_plain(&caller, "missing CSR"));
         }
@@ -38,7 +40,12 @@ impl svid_server::Svid for Api {
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedX509, &spiffe_id, &e))?;
         let issued = self.issue_one_x509(allowed, csr.public_key).await?.map_err(|e| status::issue(&e))?;
         self.metrics.issued("minted_x509", 1);
-        self.audit(&caller, "MintX509SVID", spiffe_id.as_str(), "success");
+        caller.access.about(|| About {
+            csr: access::hash(&request.csr),
+            ttl: Some(request.ttl),
+            expires_at: Some(issued.expires_at.secs()),
+            ..About::spiffe_id(spiffe_id.as_str())
+        });
         Ok(Response::new(svid::MintX509svidResponse { svid: Some(attest::svid(&spiffe_id, issued)) }))
     }
 
@@ -47,13 +54,17 @@ impl svid_server::Svid for Api {
         self.check_jwt_enabled()?;
         let request = request.into_inner();
         let spiffe_id = id::from_wire(request.id.as_ref()).map_err(|e| status::invalid(&caller, "invalid SPIFFE ID", e))?;
+        caller.access.about(|| About {
+            audience: access::list(request.audience.iter().cloned()),
+            ttl: Some(request.ttl),
+            ..About::spiffe_id(spiffe_id.as_str())
+        });
         let audience = audiences(&caller, request.audience)?;
         let lifetime = self.lifetime(&caller, request.ttl, self.lifetimes.load().jwt_svid)?;
         let allowed = Allowed::minted_jwt(spiffe_id.clone(), audience, lifetime, caller.actor(), &self.trust_domain)
             .map_err(|e| self.refuse_minted(&caller, Kind::MintedJwt, &spiffe_id, &e))?;
         let issued = self.issue_jwt(allowed).await?;
         self.metrics.issued("minted_jwt", 1);
-        self.audit(&caller, "MintJWTSVID", spiffe_id.as_str(), "success");
         Ok(Response::new(svid::MintJwtsvidResponse { svid: Some(token(&spiffe_id, issued)) }))
     }
 
@@ -98,9 +109,22 @@ impl svid_server::Svid for Api {
         let mut issued = to_its_end(async move { authorities.issue_x509(wanted).await }).await?.into_iter();
         let results = items
             .into_iter()
-            .map(|item| match item.and_then(|spiffe_id| self.take_issued(&spiffe_id, issued.next())) {
-                Ok(svid) => svid::batch_new_x509svid_response::Result { status: status::ok(), svid: Some(svid) },
-                Err(refusal) => svid::batch_new_x509svid_response::Result { status: status::of(&refusal), svid: None },
+            .zip(&params)
+            .map(|(item, wanted)| {
+                let spiffe_id = item.as_ref().ok().cloned();
+                let (status, svid) = match item.and_then(|spiffe_id| self.take_issued(&spiffe_id, issued.next())) {
+                    Ok(svid) => (status::ok(), Some(svid)),
+                    Err(refusal) => (status::of(&refusal), None),
+                };
+                caller.access.item(status.as_ref(), || {
+                    Some(About {
+                        csr: access::hash(&wanted.csr),
+                        spiffe_id: spiffe_id.map(|id| id.as_str().to_owned()),
+                        expires_at: svid.as_ref().map(|svid| svid.expires_at),
+                        ..About::entry_id(&wanted.entry_id)
+                    })
+                });
+                svid::batch_new_x509svid_response::Result { status, svid }
             })
             .collect();
         Ok(Response::new(svid::BatchNewX509svidResponse { results }))
@@ -146,6 +170,7 @@ impl Api {
         audience: Vec<String>,
         facts: Vec<countersign_identity::Selector>,
     ) -> Result<types::Jwtsvid, Status> {
+        caller.access.about(|| About { audience: access::list(audience.iter().cloned()), ..About::entry_id(entry_id) });
         self.check_jwt_enabled()?;
         if entry_id.is_empty() {
             return Err(status::invalid_plain(caller, "missing entry ID"));

@@ -11,6 +11,7 @@ use countersign_wire::trust_domain::{BatchDeleteFederationRelationshipResponse, 
 use countersign_wire::{federation, mask, types};
 use tonic::{Request, Response, Status};
 
+use super::access::About;
 use super::bundle::{Put, put};
 use super::room::{REFUSAL_BYTES, Room};
 use super::{Api, filter, status};
@@ -49,6 +50,7 @@ impl trust_domain_server::TrustDomain for Api {
     ) -> Result<Response<types::FederationRelationship>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About::trust_domain(&request.trust_domain));
         let trust_domain = parse(&caller, &request.trust_domain)?;
         let snapshot = self.store.snapshot();
         let found = snapshot
@@ -112,6 +114,7 @@ impl trust_domain_server::TrustDomain for Api {
             .map_err(|e| status::store(&e))?;
         let results = shown.into_iter().zip(outcomes).map(|(trust_domain, outcome)| {
             let status = outcome.map_or_else(|refusal| status::of(&refusal), |()| status::ok());
+            caller.access.item(status.as_ref(), || Some(About::trust_domain(&trust_domain)));
             deleted::Result { status, trust_domain }
         });
         Ok(Response::new(BatchDeleteFederationRelationshipResponse { results: results.collect() }))
@@ -120,6 +123,7 @@ impl trust_domain_server::TrustDomain for Api {
     async fn refresh_bundle(&self, request: Request<trust_domain::RefreshBundleRequest>) -> Result<Response<()>, Status> {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
+        caller.access.about(|| About::trust_domain(&request.trust_domain));
         let trust_domain = parse(&caller, &request.trust_domain)?;
         let is_known = self.federates_with.iter().any(|configured| configured.trust_domain == trust_domain)
             || self.store.snapshot().federation_relationship(trust_domain.name()).is_some();
@@ -190,11 +194,12 @@ impl Api {
             })
             .await
             .map_err(|e| status::store(&e))?;
-        let shown = outcomes.into_iter().map(|outcome| {
+        let shown = relationships.iter().zip(outcomes).map(|(sent, outcome)| {
             let (status, shown) = match outcome {
                 Ok(shown) => (status::ok(), Some(shown)),
                 Err(refusal) => (status::of(&refusal), None),
             };
+            caller.access.item(status.as_ref(), || Some(About::relationship(sent)));
             (status, shown)
         });
         Ok(shown.collect())

@@ -8,6 +8,7 @@ use countersign_store::{Actor, Snapshot};
 use countersign_transport::peer::Peer;
 use countersign_transport::tcp::{TlsIdentity, TlsPeer};
 
+use crate::api::access::Access;
 use crate::ratelimit::{About, Lines};
 
 /// Kinds of caller, from the least to the most particular.
@@ -55,6 +56,8 @@ pub struct Caller {
     pub(crate) kind: Kind,
     /// Which lines about it are written to the log.
     pub(crate) lines: Arc<Lines>,
+    /// Its call in the audit log.
+    pub(crate) access: Access,
 }
 
 impl Proof {

@@ -16,6 +16,7 @@ use tower::{Layer, Service};
 
 use super::caller::{Caller, Kind, Proof};
 use super::table;
+use crate::api::access::Access;
 use crate::api::status;
 use crate::metrics::Metrics;
 use crate::ratelimit::{About, Lines};
@@ -28,6 +29,8 @@ pub(crate) struct Gate {
     pub(crate) admin_ids: Arc<[SpiffeId]>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lines: Arc<Lines>,
+    /// Whether calls are written to the audit log.
+    pub(crate) audit_log: bool,
 }
 
 /// Why an agent's SVID does not count.
@@ -99,13 +102,16 @@ impl Gate {
             return Err(status::not_there_yet(method));
         };
         let allows = |kind: Kind| row.kinds.contains(&kind);
-        let let_through = |kind: Kind| Ok(Caller { proof: proof.clone(), kind, lines: Arc::clone(&self.lines) });
+        let let_through = |kind: Kind, via: &'static str| {
+            let access = if self.audit_log { Access::of(method, kind, via, &proof) } else { Access::default() };
+            Ok(Caller { proof: proof.clone(), kind, lines: Arc::clone(&self.lines), access })
+        };
         if allows(Kind::Anyone) {
-            return let_through(Kind::Anyone);
+            return let_through(Kind::Anyone, "");
         }
         if let Proof::Local(_) = &proof {
             if allows(Kind::Local) {
-                return let_through(Kind::Local);
+                return let_through(Kind::Local, "transport");
             }
             return Err(self.refuse(method, &proof, None));
         }
@@ -113,24 +119,25 @@ impl Gate {
         let now = self.clock.now();
         // The handshake looked at the certificate once; the connection may have outlived it since.
         let in_force = proof.identity().is_some_and(|identity| identity.not_after >= now);
-        if allows(Kind::Admin)
-            && in_force
-            && (proof.spiffe_id().is_some_and(|id| self.admin_ids.contains(id))
-                || proof.has_entry(&snapshot, |e| e.admin && !e.is_expired(now)))
-        {
-            return let_through(Kind::Admin);
+        if allows(Kind::Admin) && in_force {
+            if proof.spiffe_id().is_some_and(|id| self.admin_ids.contains(id)) {
+                return let_through(Kind::Admin, "config");
+            }
+            if proof.has_entry(&snapshot, |e| e.admin && !e.is_expired(now)) {
+                return let_through(Kind::Admin, "entries");
+            }
         }
         if allows(Kind::Downstream) && in_force && proof.has_entry(&snapshot, |e| e.downstream && !e.is_expired(now)) {
-            return let_through(Kind::Downstream);
+            return let_through(Kind::Downstream, "entries");
         }
         if allows(Kind::Agent)
             && let Some(identity) = proof.identity()
         {
             return match judge_agent(snapshot.node(&identity.spiffe_id).map(Arc::as_ref), identity, now) {
-                Ok(Standing::Current) => let_through(Kind::Agent),
+                Ok(Standing::Current) => let_through(Kind::Agent, "datastore"),
                 Ok(Standing::Renewed) => {
                     self.activate(identity).await.map_err(|e| status::store(&e))?;
-                    let_through(Kind::Agent)
+                    let_through(Kind::Agent, "datastore")
                 }
                 Err(refusal) => Err(self.refuse(method, &proof, Some(refusal))),
             };
@@ -236,12 +243,14 @@ where
             };
             match gate.admit(request.uri().path(), proof).await {
                 Ok(caller) => {
+                    let access = caller.access.clone();
                     request.extensions_mut().insert(caller);
                     let method = request.uri().path().to_owned();
                     let response = inner.call(request).await?;
                     // An error before the first message is in the headers; what comes later counts as answered.
-                    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |s| s.code());
-                    gate.metrics.called(&method, code);
+                    let refusal = Status::from_header_map(response.headers());
+                    gate.metrics.called(&method, refusal.as_ref().map_or(tonic::Code::Ok, Status::code));
+                    access.answered(refusal.as_ref());
                     Ok(response)
                 }
                 Err(status) => {

@@ -118,6 +118,7 @@ impl Stage {
             admin_ids: [id("/operator")].into(),
             metrics: Arc::new(Metrics::default()),
             lines: Arc::new(Lines::new(clock)),
+            audit_log: false,
         };
         Self { gate, _directory: directory }
     }

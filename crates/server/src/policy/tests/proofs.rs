@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{NOW, Stage, agent_id, entry, id, identity, local, remote};
+use crate::api::access::Access;
 use crate::policy::caller::{Caller, Kind, Proof};
 use crate::ratelimit::About;
 
@@ -63,10 +64,10 @@ async fn only_who_was_let_through_as_an_agent_is_one_to_handlers() {
     let stage = Stage::with(Vec::new()).await;
     let proof = remote(Some(identity(&agent_id(), "1", NOW)));
     for kind in [Kind::Anyone, Kind::Local, Kind::Admin, Kind::Agent, Kind::Downstream] {
-        let caller = Caller { proof: proof.clone(), kind, lines: Arc::clone(&stage.gate.lines) };
+        let caller = Caller { proof: proof.clone(), kind, lines: Arc::clone(&stage.gate.lines), access: Access::default() };
         assert_eq!(caller.agent().is_some(), kind == Kind::Agent, "{kind:?}");
         assert_eq!(caller.actor().as_str(), agent_id().as_str());
     }
-    let caller = Caller { proof, kind: Kind::Agent, lines: Arc::clone(&stage.gate.lines) };
+    let caller = Caller { proof, kind: Kind::Agent, lines: Arc::clone(&stage.gate.lines), access: Access::default() };
     assert_eq!((0..100).filter(|_| caller.is_logged()).count(), 20, "no time passes");
 }
