@@ -55,7 +55,7 @@ fn keys_nobody_knows_name_the_nearest_that_is_known() {
         "zzzzzz = 1",
         expect![[r#"
             server.conf:4: unknown configuration detected: `server.zzzzzz`
-            hint: known here: federation, proxy_protocol_trusted_cidrs, trust_domain, data_dir, profiling_port, profiling_freq, profiling_names, profiling_enabled, experimental, max_attested_node_info_staleness, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location"#]],
+            hint: known here: trust_domain, data_dir, profiling_port, profiling_freq, profiling_names, profiling_enabled, experimental, max_attested_node_info_staleness, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, federation, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
     );
     server(
         "ca_subject {\n    countri = [\"US\"]\n  }",
@@ -121,6 +121,13 @@ fn values_of_another_kind_or_out_of_range_are_refused() {
         "admin_ids = [\"https://example.org/admin\"]",
         expect!["server.conf:4: `server.admin_ids[0]`: the scheme is missing or not `spiffe://`"],
     );
+    server(
+        "proxy_protocol_trusted_cidrs = [\"10.0.0.0/8\", \"10.0.0.1\"]",
+        expect![
+            "server.conf:4: `server.proxy_protocol_trusted_cidrs[1]`: `10.0.0.1` is not a range of addresses, expected for example 10.0.0.0/8 or 2001:db8::/32"
+        ],
+    );
+    server("proxy_protocol_trusted_cidrs = [\"10.0.0.0/8\", \"::/0\"]", expect!["fine; warnings: []"]);
     server(
         "log_level = \"loud\"",
         expect![[

@@ -160,6 +160,69 @@ async fn an_agent_that_asks_for_too_many_signatures_stands_in_nobodys_way() {
     world::until("the agent that has left the line", served).await.unwrap();
 }
 
+/// The code of a call that has this long. The server's clock stands still, so whoever is made to wait is given up by itself;
+/// a refusal must come before.
+async fn within<T, A>(deadline: Duration, message: T, call: impl AsyncFnOnce(tonic::Request<T>) -> Result<A, tonic::Status>) -> Code {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(deadline);
+    let begun = std::time::Instant::now();
+    let code = call(request).await.map_or_else(|status| status.code(), |_| Code::Ok);
+    assert!(code != Code::ResourceExhausted || begun.elapsed() < deadline, "refused, but not at once");
+    code
+}
+
+#[tokio::test]
+async fn a_turn_that_would_come_after_the_deadline_is_refused_at_once() {
+    let (domain, clock) = world::virtual_domain("ratelimit {\n }").await;
+    let node = world::node(&domain).await;
+    let channel = domain.connect(Some(&node)).await.unwrap();
+    let (mut svids, mut agents) = (SvidClient::new(channel.clone()), AgentClient::new(channel.clone()));
+    let mut nodes = NodeClient::new(channel.clone());
+
+    // 500 certificates are there, 500 more are promised to somebody who waits for them a second.
+    assert_eq!(batch(channel.clone(), 500).await, Ok(500));
+    let waiting = tokio::spawn(batch(channel.clone(), 500));
+    let short = Duration::from_millis(990);
+    let one = || BatchNewX509svidRequest { params: vec![NewX509svidParams::default()] };
+    world::until("a refusal at once", async || {
+        let code = within(short, one(), async |r| svids.clone().batch_new_x509svid(r).await).await;
+        (code == Code::ResourceExhausted).then_some(())
+    })
+    .await
+    .unwrap();
+    // One bucket for all three, as in SPIRE.
+    let renewal = within(short, RenewAgentRequest::default(), async |r| agents.renew_agent(r).await).await;
+    assert_eq!(renewal, Code::ResourceExhausted);
+    let issue = IssueRequest { credential: Some(issue_request::Credential::X509Csr(Vec::new())), ..IssueRequest::default() };
+    assert_eq!(within(short, issue, async |r| nodes.issue(r).await).await, Code::ResourceExhausted);
+    // What was refused was not taken, and tokens have a bucket of their own. A question that came before the one that waits has
+    // put it off by two milliseconds.
+    clock.advance(Duration::from_millis(1100));
+    assert_eq!(world::soon("the one that waits", waiting).await.unwrap(), Ok(500));
+    assert_eq!(batch(channel.clone(), 1).await, Ok(1));
+
+    for _ in 0..500 {
+        let refused = svids.new_jwtsvid(NewJwtsvidRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    let mut line = JoinSet::new();
+    for _ in 0..200 {
+        let mut svids = svids.clone();
+        line.spawn(async move { svids.new_jwtsvid(NewJwtsvidRequest::default()).await.map(|_| ()).map_err(|s| s.code()) });
+    }
+    let short = Duration::from_millis(380);
+    world::until("a refusal at once", async || {
+        let code = within(short, NewJwtsvidRequest::default(), async |r| svids.clone().new_jwtsvid(r).await).await;
+        (code == Code::ResourceExhausted).then_some(())
+    })
+    .await
+    .unwrap();
+    clock.advance(Duration::from_secs(1));
+    while let Some(served) = world::soon("the line", line.join_next()).await {
+        assert_eq!(served.unwrap(), Err(Code::InvalidArgument));
+    }
+}
+
 #[tokio::test]
 async fn an_agent_has_a_share_of_renewals_and_of_statuses_and_the_next_one_has_its_own() {
     let (domain, clock) = world::virtual_domain("").await;

@@ -64,8 +64,8 @@ fn keys_of_a_newer_spire_are_named_with_file_line_and_the_nearest_known_key() {
     added(
         "signing_pool {\n  }",
         &expect![[r#"
-        server.conf:8: unknown configuration detected: `Server.signing_pool`
-        hint: known here: federation, proxy_protocol_trusted_cidrs, trust_domain, data_dir, profiling_port, profiling_freq, profiling_names, profiling_enabled, experimental, max_attested_node_info_staleness, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location"#]],
+            server.conf:8: unknown configuration detected: `Server.signing_pool`
+            hint: known here: trust_domain, data_dir, profiling_port, profiling_freq, profiling_names, profiling_enabled, experimental, max_attested_node_info_staleness, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, federation, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
     );
     experimental(
         "events_based_cache  ",
