@@ -213,6 +213,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         lines: Arc::clone(&lines),
         seen: Mutex::new(seen),
         federates_with: config.federates_with.clone(),
+        polled: api::polled::Answers::default(),
     }));
     let gate = Gate {
         store: store.clone(),

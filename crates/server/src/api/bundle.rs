@@ -10,7 +10,7 @@ use countersign_wire::{bundle, mask, types};
 use tonic::{Request, Response, Status};
 
 use super::access::About;
-use super::{Api, filter, status};
+use super::{Api, filter, polled, status};
 use crate::policy::Caller;
 
 /// Most bundles in one batch.
@@ -26,10 +26,8 @@ impl bundle_server::Bundle for Api {
         Ok(Response::new(bundle_api::CountBundlesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
     }
 
-    async fn get_bundle(&self, request: Request<bundle_api::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
-        let snapshot = self.store.snapshot();
-        let own = snapshot.bundle(self.trust_domain.name()).ok_or_else(|| Status::not_found("bundle not found"))?;
-        Ok(Response::new(mask::bundle(bundle::to_wire(own), request.into_inner().output_mask.as_ref())))
+    async fn get_bundle(&self, _: Request<bundle_api::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
+        Err(polled::elsewhere())
     }
 
     async fn append_bundle(&self, request: Request<bundle_api::AppendBundleRequest>) -> Result<Response<types::Bundle>, Status> {

@@ -12,8 +12,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::access::About;
 use super::filter::{self, EntryFilter, EntryFilterMessage};
-use super::room::{self, REFUSAL_BYTES, Room};
-use super::{Api, status, sync};
+use super::room::{REFUSAL_BYTES, Room};
+use super::{Api, polled, status};
 use crate::policy::Caller;
 
 /// Most entries in one batch; the message limit comes first for entries of ordinary size.
@@ -162,31 +162,18 @@ impl entry_server::Entry for Api {
 
     async fn get_authorized_entries(
         &self,
-        request: Request<entry_api::GetAuthorizedEntriesRequest>,
+        _: Request<entry_api::GetAuthorizedEntriesRequest>,
     ) -> Result<Response<entry_api::GetAuthorizedEntriesResponse>, Status> {
-        let agent = Self::agent(&request)?;
-        self.saw(&agent.spiffe_id, None);
-        let mask = request.into_inner().output_mask;
-        let authorized = sync::authorized(self, &agent.spiffe_id);
-        let mut room = Room::default();
-        // SPIRE's agents keep the limit of gRPC, and say in their log what a refusal says.
-        let show = |found: &Arc<Entry>| {
-            let shown = mask::entry(entry::to_wire(found), mask.as_ref());
-            if room.takes(&shown) { Ok(shown) } else { Err(room::too_large("let the agent use SyncAuthorizedEntries")) }
-        };
-        let entries = authorized.values().map(show).collect::<Result<_, _>>()?;
-        Ok(Response::new(entry_api::GetAuthorizedEntriesResponse { entries }))
+        Err(polled::elsewhere())
     }
 
     type SyncAuthorizedEntriesStream = Pin<Box<dyn Stream<Item = Result<entry_api::SyncAuthorizedEntriesResponse, Status>> + Send>>;
 
     async fn sync_authorized_entries(
         &self,
-        request: Request<Streaming<entry_api::SyncAuthorizedEntriesRequest>>,
+        _: Request<Streaming<entry_api::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
-        let agent = Self::agent(&request)?;
-        self.saw(&agent.spiffe_id, None);
-        Ok(Response::new(sync::start(self.clone(), agent.spiffe_id.clone(), request.into_inner())))
+        Err(polled::elsewhere())
     }
 }
 

@@ -18,6 +18,7 @@ mod journal;
 mod local_authority;
 mod logger;
 mod node;
+pub(crate) mod polled;
 mod room;
 pub(crate) mod status;
 mod svid;
@@ -81,6 +82,7 @@ pub(crate) struct Context {
     pub(crate) lines: Arc<Lines>,
     pub(crate) seen: Mutex<HashMap<SpiffeId, Seen>>,
     pub(crate) federates_with: Vec<FederationRelationship>,
+    pub(crate) polled: polled::Answers,
 }
 
 /// A handle on the context; what every service is made of.
@@ -148,7 +150,7 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
         };
     }
     use countersign_wire::{agent, bundle_api, entry_api, explained, journal, local_authority, node, svid, trust_domain};
-    Routes::new(limited!(agent::agent_server::AgentServer<Api>, api.clone()))
+    let services = Routes::new(limited!(agent::agent_server::AgentServer<Api>, api.clone()))
         .add_service(limited!(bundle_api::bundle_server::BundleServer<Api>, api.clone()))
         .add_service(limited!(entry_api::entry_server::EntryServer<Api>, api.clone()))
         .add_service(limited!(svid::svid_server::SvidServer<Api>, api.clone()))
@@ -156,7 +158,10 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
         .add_service(limited!(local_authority::local_authority_server::LocalAuthorityServer<Api>, api.clone()))
         .add_service(limited!(node::node_server::NodeServer<Api>, api.clone()))
         .add_service(limited!(explained::entry_explainer_server::EntryExplainerServer<Api>, api.clone()))
-        .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()))
+        .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()));
+    // A path of its own comes before that of a whole service.
+    let router = services.into_axum_router();
+    Routes::from(polled::METHODS.iter().fold(router, |router, path| router.route_service(path, polled::Polled(api.clone()))))
 }
 
 /// The services of the private socket: those of TCP, and those about the process.

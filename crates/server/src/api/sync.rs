@@ -4,35 +4,44 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use countersign_identity::{Entry, SpiffeId};
+use countersign_store::Snapshot;
 use countersign_wire::entry_api::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use countersign_wire::{entry, mask, types};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
 
 use super::Api;
+use super::polled::Answer;
 use super::room::Room;
+use crate::policy::Caller;
 
 /// Entries in one page, fewer where they are large; agents derive theirs from it.
 const PAGE: usize = 500;
 
-type Pages = Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
+/// Messages as they are sent.
+pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
-/// What an agent is authorized for, on the newest snapshot. Entries that are over are left out.
-pub(crate) fn authorized(api: &Api, agent: &SpiffeId) -> BTreeMap<Arc<str>, Arc<Entry>> {
+/// What an agent is authorized for. Entries that are over are left out.
+pub(crate) fn authorized(api: &Api, snapshot: &Snapshot, agent: &SpiffeId) -> BTreeMap<Arc<str>, Arc<Entry>> {
     let now = api.clock.now();
-    let mut entries = api.store.snapshot().authorized_entries(agent);
+    let mut entries = snapshot.authorized_entries(agent);
     entries.retain(|_, e| !e.is_expired(now));
     entries
 }
 
 /// Begins an exchange.
-pub(crate) fn start(api: Api, agent: SpiffeId, requests: Streaming<SyncAuthorizedEntriesRequest>) -> Pages {
+pub(super) fn start(api: Api, caller: Caller, agent: SpiffeId, requests: Streaming<SyncAuthorizedEntriesRequest>) -> Pages {
     let (out, pages) = mpsc::channel(2);
+    caller.access.leave();
     tokio::spawn(async move {
-        if let Err(status) = exchange(&api, &agent, requests, &out).await {
+        let outcome = exchange(&api, &agent, requests, &out).await;
+        caller.access.end(outcome.as_ref().map(|()| ()));
+        if let Err(status) = outcome {
             let _ = out.send(Err(status)).await;
         }
     });
@@ -43,7 +52,7 @@ async fn exchange(
     api: &Api,
     agent: &SpiffeId,
     mut requests: Streaming<SyncAuthorizedEntriesRequest>,
-    out: &mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>,
+    out: &mpsc::Sender<Result<Bytes, Status>>,
 ) -> Result<(), Status> {
     let Some(first) = requests.next().await else { return Ok(()) };
     let first = first?;
@@ -53,35 +62,28 @@ async fn exchange(
     if first.output_mask.as_ref().is_some_and(|m| !m.revision_number) {
         return Err(Status::invalid_argument("revision number cannot be masked"));
     }
-    let entries = authorized(api, agent);
     let mask = first.output_mask;
-    let all: Vec<&Arc<Entry>> = entries.values().collect();
-    let (whole, rest) = page(&all, mask.as_ref());
-    if rest.is_empty() {
-        let _ = out.send(Ok(SyncAuthorizedEntriesResponse { entries: whole, ..SyncAuthorizedEntriesResponse::default() })).await;
-        return Ok(());
-    }
-    drop(whole);
-    let revisions: Vec<EntryRevision> = entries
-        .values()
-        .map(|e| EntryRevision { id: e.id.clone(), revision_number: e.revision_number, created_at: e.created_at.secs() })
-        .collect();
-    for (index, page) in revisions.chunks(PAGE).enumerate() {
-        let more = (index + 1) * PAGE < revisions.len();
-        let response = SyncAuthorizedEntriesResponse { entry_revisions: page.to_vec(), more, ..SyncAuthorizedEntriesResponse::default() };
-        if out.send(Ok(response)).await.is_err() {
+    let answer = api.polled.sync(api, agent, mask)?;
+    for message in answer.messages.iter() {
+        if out.send(Ok(message.clone())).await.is_err() {
             return Ok(());
         }
     }
+    if answer.is_whole {
+        return Ok(());
+    }
+    let mut entries = None;
     while let Some(request) = requests.next().await {
         // IDs that are unknown or not the agent's are passed over without a word.
         let ids = request?.ids;
+        let entries = entries.get_or_insert_with(|| authorized(api, &api.store.snapshot(), agent));
         let wanted: Vec<&Arc<Entry>> = ids.iter().filter_map(|id| entries.get(id.as_str())).collect();
         let mut wanted = wanted.as_slice();
         loop {
             let (entries, rest) = page(wanted, mask.as_ref());
             let more = !rest.is_empty();
-            if out.send(Ok(SyncAuthorizedEntriesResponse { entries, more, ..SyncAuthorizedEntriesResponse::default() })).await.is_err() {
+            let message = SyncAuthorizedEntriesResponse { entries, more, ..SyncAuthorizedEntriesResponse::default() };
+            if out.send(Ok(message.encode_to_vec().into())).await.is_err() {
                 return Ok(());
             }
             if !more {
@@ -91,6 +93,26 @@ async fn exchange(
         }
     }
     Ok(())
+}
+
+/// What an exchange begins with: all entries where they go into one page, else the revisions of all, page by page.
+pub(super) fn first(all: &[&Arc<Entry>], mask: Option<&types::EntryMask>) -> Answer {
+    let (entries, rest) = page(all, mask);
+    if rest.is_empty() {
+        let message = SyncAuthorizedEntriesResponse { entries, ..SyncAuthorizedEntriesResponse::default() };
+        return Answer { messages: [message.encode_to_vec().into()].into(), is_whole: true };
+    }
+    drop(entries);
+    let pages = all.chunks(PAGE).count();
+    let revision =
+        |e: &&Arc<Entry>| EntryRevision { id: e.id.clone(), revision_number: e.revision_number, created_at: e.created_at.secs() };
+    let page = |(index, page): (usize, &[&Arc<Entry>])| {
+        let entry_revisions = page.iter().map(revision).collect();
+        let message =
+            SyncAuthorizedEntriesResponse { entry_revisions, more: index + 1 < pages, ..SyncAuthorizedEntriesResponse::default() };
+        Bytes::from(message.encode_to_vec())
+    };
+    Answer { messages: all.chunks(PAGE).enumerate().map(page).collect(), is_whole: false }
 }
 
 /// As many as go into one page, and the rest.

@@ -217,6 +217,21 @@ async fn anonymous(target: &Target) -> tls_config::ClientConfig {
     tls::client_config(None, bundles(target).await, Arc::new(|_| true), Arc::new(SystemClock)).unwrap()
 }
 
+/// A node that joined: its chain and its key.
+async fn node(target: &Target, token: &str) -> (Vec<Vec<u8>>, KeyPair) {
+    let pair = KeyPair::generate(KeyType::EcP256).unwrap();
+    let channel = client::tls("127.0.0.1", target.port, Arc::new(anonymous(target).await)).await.unwrap();
+    (attest(channel, token, pair.request(None, &[]).unwrap()).await, pair)
+}
+
+/// A node that joined: its ID and its TLS configuration.
+pub async fn joined_with(target: &Target, token: &str) -> (countersign_identity::SpiffeId, tls_config::ClientConfig) {
+    let (chain, pair) = node(target, token).await;
+    let id = Certificate::parse(&chain[0]).unwrap().spiffe_id().unwrap();
+    let identity = tls::identity(&chain, pair.pkcs8()).unwrap();
+    (id, tls::client_config(Some(identity), bundles(target).await, Arc::new(|_| true), Arc::new(SystemClock)).unwrap())
+}
+
 /// A node's TLS configuration, and an entry it may have SVIDs of.
 async fn joined(target: &Target) -> (tls_config::ClientConfig, String) {
     let (chain, key, entry_id) = match &target.admin {
@@ -226,10 +241,7 @@ async fn joined(target: &Target) -> (tls_config::ClientConfig, String) {
         }
         Some(admin) => {
             let token = make_tokens(admin, 1).await.remove(0);
-            let pair = KeyPair::generate(KeyType::EcP256).unwrap();
-            let config = Arc::new(anonymous(target).await);
-            let channel = client::tls("127.0.0.1", target.port, config).await.unwrap();
-            let chain = attest(channel, &token, pair.request(None, &[]).unwrap()).await;
+            let (chain, pair) = node(target, &token).await;
             let node = Certificate::parse(&chain[0]).unwrap().spiffe_id().unwrap();
             let entry = entry(&node, &spiffe_id("/bench"), "unix:uid:1");
             let mut client = EntryClient::new(client::unix(admin).await.unwrap());
@@ -241,7 +253,7 @@ async fn joined(target: &Target) -> (tls_config::ClientConfig, String) {
     (tls::client_config(Some(identity), bundles(target).await, Arc::new(|_| true), Arc::new(SystemClock)).unwrap(), entry_id)
 }
 
-fn entry(parent: &countersign_identity::SpiffeId, granted: &countersign_identity::SpiffeId, selector: &str) -> types::Entry {
+pub fn entry(parent: &countersign_identity::SpiffeId, granted: &countersign_identity::SpiffeId, selector: &str) -> types::Entry {
     types::Entry {
         spiffe_id: Some(id::to_wire(granted)),
         parent_id: Some(id::to_wire(parent)),
@@ -250,7 +262,7 @@ fn entry(parent: &countersign_identity::SpiffeId, granted: &countersign_identity
     }
 }
 
-async fn make_tokens(admin: &Path, count: usize) -> Vec<String> {
+pub async fn make_tokens(admin: &Path, count: usize) -> Vec<String> {
     let channel = client::unix(admin).await.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for share in 0..64 {

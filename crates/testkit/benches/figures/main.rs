@@ -19,6 +19,7 @@
 mod bare;
 mod load;
 mod measure;
+mod polling;
 mod process;
 
 use std::time::Duration;
@@ -37,7 +38,7 @@ fn main() {
 
 async fn figures(wanted: &[String]) {
     let all: &[&str] =
-        &["start", "memory", "push", "x509-workload", "jwt-workload", "attest", "entries", "x509", "jwt", "journal", "explain"];
+        &["start", "memory", "push", "x509-workload", "jwt-workload", "attest", "entries", "polling", "x509", "jwt", "journal", "explain"];
     let chosen: Vec<&str> = if wanted.is_empty() { all.to_vec() } else { wanted.iter().map(String::as_str).collect() };
     println!("machine: {}; file sync: {:?} median, {:?} p99", measure::machine(), measure::sync_time().0, measure::sync_time().1);
     for name in chosen {
@@ -49,6 +50,7 @@ async fn figures(wanted: &[String]) {
             "jwt-workload" => against_bare(name, 0.31, load::Kind::JwtWorkload).await,
             "attest" => against_bare(name, 0.70, load::Kind::Attest).await,
             "entries" => entries().await,
+            "polling" => polled().await,
             "x509" => {
                 against_bare("x509, one a call", 0.70, load::Kind::X509 { batch: 1 }).await;
                 against_bare("x509, twenty a call", 0.67, load::Kind::X509 { batch: 20 }).await;
@@ -147,6 +149,17 @@ async fn entries() {
         "entries created, batches of 50, 32 callers: {:.0} /s wall (reach 10000), {:.0} µs of CPU an entry (reach 65)",
         median(walls),
         median(costs)
+    );
+}
+
+async fn polled() {
+    let product = process::Product::start(load::Kind::Attest).await;
+    let (share, calls) = polling::share(&product).await;
+    println!(
+        "1,000 agents of SPIRE's with 20 entries each, polling: {:.1} % of a core (reach 5), {calls} calls, {:.0} µs each; {:.1} MiB",
+        share * 100.0,
+        share * 30.0 * 1e6 / calls as f64,
+        measure::resident(product.server_pid())
     );
 }
 
