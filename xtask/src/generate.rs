@@ -25,10 +25,14 @@ const FILES: &[&str] = &[
     "countersign_journal.proto",
 ];
 
-/// Writes the generated code below `out`, one file a package, and the descriptor of the Workload API for reflection.
+/// Writes the generated code below `out`, one file a package, and descriptors: of the Workload API for reflection, and of everything.
 pub(crate) fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(out)?;
     let all = protox::compile(FILES, [proto])?;
+    let mut described = all.clone();
+    // Comments are half of it, and nobody reads them there.
+    described.file.iter_mut().for_each(|file| file.source_code_info = None);
+    std::fs::write(out.join("all.fds"), described.encode_to_vec())?;
     tonic_prost_build::configure().out_dir(out).emit_rerun_if_changed(false).compile_fds(all)?;
     let workload = protox::compile(["workload.proto"], [proto])?;
     std::fs::write(out.join("workload.fds"), workload.encode_to_vec())?;

@@ -7,9 +7,9 @@ use tonic::transport::Channel;
 
 use crate::output::Failure;
 
-const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
-const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
-const ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
+pub(crate) const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
+pub(crate) const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+pub(crate) const ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
 
 /// Where `up` keeps its trust domain unless told otherwise.
 pub(crate) fn default_directory() -> PathBuf {

@@ -10,6 +10,7 @@ mod progress;
 mod reference;
 mod reload;
 mod run;
+mod spire;
 mod up;
 
 use std::process::ExitCode;
@@ -105,6 +106,9 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         if let Some(program) = demo_program {
             return program.run().await;
+        }
+        if let Some(face) = spire::Face::of(std::env::args_os().next().as_deref()) {
+            return face.run_line(std::env::args_os().skip(1)).await;
         }
         match Arguments::parse().command {
             Command::Up(command) => command.run().await,

@@ -24,6 +24,11 @@ impl Failure {
         Self { text: text.into(), code: 1 }
     }
 
+    /// With another exit code, and nothing to say.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self { text: String::new(), code }
+    }
+
     /// Nothing went wrong, and the answer, which was printed, is no.
     pub(crate) fn no() -> Self {
         Self { text: String::new(), code: 1 }
@@ -114,6 +119,11 @@ pub(crate) fn text(text: &str) {
 /// A line on standard error.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Text on standard error, as it is.
+pub(crate) fn error_text(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// An error on standard error.

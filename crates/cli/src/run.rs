@@ -88,7 +88,10 @@ impl Server {
 }
 
 /// Runs a server until a signal. `read` reads its configuration again.
-async fn run_server(config: &countersign_server::Config, read: impl Fn() -> Result<countersign_server::Config, Failure>) -> Outcome {
+pub(crate) async fn run_server(
+    config: &countersign_server::Config,
+    read: impl Fn() -> Result<countersign_server::Config, Failure>,
+) -> Outcome {
     let log = logging::start(&config.logging)?;
     tighten_umask();
     raise_descriptor_limit();

@@ -8,6 +8,7 @@ mod error;
 mod fingerprint;
 mod hcl;
 mod json;
+mod overlay;
 mod section;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use env::expand;
 pub use error::{ConfigError, Place};
 pub use fingerprint::{Changes, Fingerprint};
+pub use overlay::{Override, lay_over};
 pub use section::{Node, Section, Spanned};
 
 /// Largest configuration file read, in bytes.

@@ -96,6 +96,14 @@ impl Node {
         }
     }
 
+    fn sections_mut(&mut self) -> Vec<&mut Section> {
+        match &mut self.value {
+            Value::Section(section) => vec![section],
+            Value::List(list) => list.iter_mut().flat_map(Self::sections_mut).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// One section, or the sections of a list, which is how JSON writes a repeated block.
     fn sections(self) -> Result<Vec<Section>, ConfigError> {
         match self.value {
@@ -125,6 +133,16 @@ impl Section {
 
     pub(crate) fn items(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.items.iter().map(|(key, node)| (key.as_str(), node))
+    }
+
+    /// All blocks of this name: it may be written in several pieces, and JSON may put them into a list.
+    pub(crate) fn blocks_mut(&mut self, name: &str) -> Vec<&mut Section> {
+        let nodes = self.items.iter_mut().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, node)| node);
+        nodes.flat_map(Node::sections_mut).collect()
+    }
+
+    pub(crate) fn remove(&mut self, key: &str) {
+        self.items.retain(|(name, _)| !name.eq_ignore_ascii_case(key));
     }
 
     pub(crate) fn path_of(&self, key: &str) -> String {

@@ -322,3 +322,26 @@ fn what_the_page_says_is_refused_is_refused_with_the_hint_it_names() {
         assert!(error.split_once("\nhint: ").is_some_and(|(_, shown)| shown.contains(hint)), "{text}{error}");
     }
 }
+
+#[test]
+fn a_flag_takes_the_place_of_the_file_and_errors_name_it() {
+    let texts = [
+        "server {\n  Trust_Domain = \"a.test\"\n  bind_port = 1\n}\n",
+        "server {\n  trust_domain = \"a.test\"\n}\nserver {\n  bind_port = 1\n}\n",
+        r#"{"server": [{"trust_domain": "a.test"}, {"bind_port": 1}]}"#,
+        "",
+    ];
+    for text in texts {
+        let mut top = crate::parse("f", text).unwrap();
+        crate::lay_over(&mut top, "server", "trust_domain", "trustDomain", crate::Override::Text("b.test".to_owned()));
+        crate::lay_over(&mut top, "server", "bind_port", "serverPort", crate::Override::Number(70_000));
+        crate::lay_over(&mut top, "server", "log_source_location", "logSourceLocation", crate::Override::True);
+        let mut server = top.section("server").unwrap().unwrap();
+        assert_eq!(server.string("trust_domain").unwrap().unwrap().value, "b.test", "{text}");
+        assert!(server.boolean("log_source_location").unwrap().unwrap().value);
+        let error = server.port("bind_port").unwrap_err().to_string();
+        assert_eq!(error, "flag -serverPort: `server.bind_port`: 70000 is not a port, expected 0 to 65535");
+        server.finish().unwrap();
+        top.finish().unwrap();
+    }
+}

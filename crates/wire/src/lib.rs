@@ -7,6 +7,9 @@ mod convert;
 
 pub use convert::{ConvertError, bundle, denial, entry, federation, id, mask};
 
+/// Descriptors of all messages, for output by field names.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/all.fds");
+
 /// The Workload API, which has no package.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
 pub mod workload {

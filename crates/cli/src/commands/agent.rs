@@ -136,7 +136,7 @@ impl Agent {
 pub(crate) async fn all(
     client: &mut AgentClient<Channel>,
     filter: Option<list_agents_request::Filter>,
-) -> Result<Vec<types::Agent>, Failure> {
+) -> Result<Vec<types::Agent>, tonic::Status> {
     let progress = Progress::counting("reading agents");
     let mut agents = Vec::new();
     let mut page_token = String::new();
@@ -163,21 +163,21 @@ async fn list(command: List) -> Outcome {
                 return "No attested agents found\n".to_owned();
             }
             let head = format!("Found {}:\n\n", output::count(agents.len(), "attested agent", "attested agents"));
-            agents.iter().fold(head, |text, agent| text + &show::agent(agent, false))
+            agents.iter().fold(head, |text, agent| text + &show::agent(agent, false, output::time))
         },
     );
     Ok(())
 }
 
+/// The filter of a list, for counting.
+pub(crate) fn count_filter(filter: list_agents_request::Filter) -> agent::count_agents_request::Filter {
+    let list_agents_request::Filter { by_attestation_type, by_selector_match, by_banned, by_can_reattest, by_expires_before } = filter;
+    agent::count_agents_request::Filter { by_attestation_type, by_selector_match, by_banned, by_can_reattest, by_expires_before }
+}
+
 async fn count(command: List) -> Outcome {
     let mut client = AgentClient::new(command.socket.connect().await?);
-    let filter = command.filter().map(|f| agent::count_agents_request::Filter {
-        by_attestation_type: f.by_attestation_type,
-        by_selector_match: f.by_selector_match,
-        by_banned: f.by_banned,
-        by_can_reattest: f.by_can_reattest,
-        by_expires_before: f.by_expires_before,
-    });
+    let filter = command.filter().map(count_filter);
     let count = client.count_agents(agent::CountAgentsRequest { filter }).await?.into_inner().count;
     let number = usize::try_from(count).unwrap_or(0);
     command.output.show(|| json!({"count": count}), || format!("{}\n", output::count(number, "attested agent", "attested agents")));
@@ -188,9 +188,10 @@ async fn show_one(command: One) -> Outcome {
     let mut client = AgentClient::new(command.socket.connect().await?);
     let request = agent::GetAgentRequest { id: Some(id::to_wire(&command.spiffe_id)), output_mask: None };
     let found = client.get_agent(request).await?.into_inner();
-    command
-        .output
-        .show(|| show::agent_json(&found), || format!("Found an attested agent given its SPIFFE ID\n\n{}", show::agent(&found, true)));
+    command.output.show(
+        || show::agent_json(&found),
+        || format!("Found an attested agent given its SPIFFE ID\n\n{}", show::agent(&found, true, output::time)),
+    );
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use countersign_wire::bundle_api::batch_delete_federated_bundle_request::Mode as
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::{bundle, bundle_api, types};
 use serde_json::json;
+use tonic::transport::Channel;
 
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
@@ -145,20 +146,26 @@ async fn list(command: List) -> Outcome {
         output::text(&render(&client.get_federated_bundle(request).await?.into_inner(), command.format)?);
         return Ok(());
     }
+    for found in all(&mut client).await? {
+        let stars = "****************************************";
+        output::text(&format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?));
+    }
+    Ok(())
+}
+
+/// Bundles of all foreign trust domains, page by page.
+pub(crate) async fn all(client: &mut BundleClient<Channel>) -> Result<Vec<types::Bundle>, tonic::Status> {
     let progress = Progress::counting("reading bundles");
+    let mut bundles = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = bundle_api::ListFederatedBundlesRequest { output_mask: None, page_size: PAGE, page_token };
         let page = client.list_federated_bundles(request).await?.into_inner();
-        for found in page.bundles {
-            let stars = "****************************************";
-            let text = format!("{stars}\n* {}\n{stars}\n{}\n", found.trust_domain, render(&found, command.format)?);
-            progress.aside(|| output::text(&text));
-            progress.advance(1);
-        }
+        progress.advance(page.bundles.len());
+        bundles.extend(page.bundles);
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(());
+            return Ok(bundles);
         }
     }
 }

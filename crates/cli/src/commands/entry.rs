@@ -256,50 +256,83 @@ impl Entry {
 
 async fn create(command: Create) -> Outcome {
     let entries = match &command.data {
-        Some(path) => read_entries(path)?,
+        Some(path) => read_entries(path, UnknownMembers::Refused)?,
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
-    let progress = Progress::of("creating entries", entries.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let mut results = Vec::new();
-    for batch in batches(&entries) {
-        let size = batch.len();
-        let request = entry_api::BatchCreateEntryRequest { entries: batch, output_mask: None };
-        match client.batch_create_entry(request).await {
-            Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
-            Err(status) => {
-                drop(progress);
-                return cut_short(command.output, "create", entries, results, status);
-            }
-        }
-        progress.advance(size);
+    let (results, ended) = create_all(&mut client, &entries).await;
+    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    match ended {
+        Some(status) => cut_short(command.output, "create", entries, results, status),
+        None => report(command.output, "create", entries, results),
     }
-    drop(progress);
-    report(command.output, "create", entries, results)
 }
 
 async fn update(command: Update) -> Outcome {
     let entries = match &command.data {
-        Some(path) => read_entries(path)?,
+        Some(path) => read_entries(path, UnknownMembers::Refused)?,
         None => vec![command.fields.entry(command.entry_id.clone())?],
     };
-    let progress = Progress::of("updating entries", entries.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
+    let (results, ended) = update_all(&mut client, &entries).await;
+    let results = results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry)).collect();
+    match ended {
+        Some(status) => cut_short(command.output, "update", entries, results, status),
+        None => report(command.output, "update", entries, results),
+    }
+}
+
+/// Creates entries, a batch at a time, until a call fails; then that is said beside what was done before it.
+pub(crate) async fn create_all(
+    client: &mut EntryClient<Channel>,
+    entries: &[types::Entry],
+) -> (Vec<entry_api::batch_create_entry_response::Result>, Option<tonic::Status>) {
+    let progress = Progress::of("creating entries", entries.len());
     let mut results = Vec::new();
-    for batch in batches(&entries) {
+    for batch in batches(entries) {
         let size = batch.len();
-        let request = entry_api::BatchUpdateEntryRequest { entries: batch, input_mask: None, output_mask: None };
-        match client.batch_update_entry(request).await {
-            Ok(answer) => results.extend(answer.into_inner().results.into_iter().map(|r| (r.status.unwrap_or_default(), r.entry))),
-            Err(status) => {
-                drop(progress);
-                return cut_short(command.output, "update", entries, results, status);
-            }
+        match client.batch_create_entry(entry_api::BatchCreateEntryRequest { entries: batch, output_mask: None }).await {
+            Ok(answer) => results.extend(answer.into_inner().results),
+            Err(status) => return (results, Some(status)),
         }
         progress.advance(size);
     }
-    drop(progress);
-    report(command.output, "update", entries, results)
+    (results, None)
+}
+
+/// Replaces entries as [`create_all`] creates them.
+pub(crate) async fn update_all(
+    client: &mut EntryClient<Channel>,
+    entries: &[types::Entry],
+) -> (Vec<entry_api::batch_update_entry_response::Result>, Option<tonic::Status>) {
+    let progress = Progress::of("updating entries", entries.len());
+    let mut results = Vec::new();
+    for batch in batches(entries) {
+        let size = batch.len();
+        match client.batch_update_entry(entry_api::BatchUpdateEntryRequest { entries: batch, input_mask: None, output_mask: None }).await {
+            Ok(answer) => results.extend(answer.into_inner().results),
+            Err(status) => return (results, Some(status)),
+        }
+        progress.advance(size);
+    }
+    (results, None)
+}
+
+/// Deletes entries as [`create_all`] creates them.
+pub(crate) async fn delete_all(
+    client: &mut EntryClient<Channel>,
+    ids: &[String],
+) -> (Vec<entry_api::batch_delete_entry_response::Result>, Option<tonic::Status>) {
+    let progress = Progress::of("deleting entries", ids.len());
+    let mut results = Vec::new();
+    for batch in ids.chunks(BATCH) {
+        match client.batch_delete_entry(entry_api::BatchDeleteEntryRequest { ids: batch.to_vec() }).await {
+            Ok(answer) => results.extend(answer.into_inner().results),
+            Err(status) => return (results, Some(status)),
+        }
+        progress.advance(batch.len());
+    }
+    (results, None)
 }
 
 fn batches(entries: &[types::Entry]) -> Vec<Vec<types::Entry>> {
@@ -341,12 +374,12 @@ fn report(output: OutputArgs, verb: &str, asked: Vec<types::Entry>, results: Vec
     for (asked, (status, entry)) in asked.into_iter().zip(results) {
         rows.push(json!({"status": {"code": status.code, "message": status.message}, "entry": entry.as_ref().map(show::entry_json)}));
         if status.code == 0 {
-            shown += &show::entry(&entry.unwrap_or(asked));
+            shown += &show::entry(&entry.unwrap_or(asked), output::time);
         } else {
             failed = true;
             let code = tonic::Code::from_i32(status.code);
             output::note(&format!("Failed to {verb} the following entry (code: {code:?}, msg: {:?}):", status.message));
-            output::note(&show::entry(&asked));
+            output::note(&show::entry(&asked, output::time));
         }
     }
     output.show(|| json!({"results": rows}), || shown);
@@ -356,26 +389,15 @@ fn report(output: OutputArgs, verb: &str, asked: Vec<types::Entry>, results: Vec
 async fn delete(command: Delete) -> Outcome {
     let mut ids = command.entry_ids;
     if let Some(path) = &command.file {
-        let value = read_json(path)?;
-        let listed = value.get("ids").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `ids` list"))?;
-        ids.extend(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)));
+        ids.extend(read_ids(path)?);
     }
-    let progress = Progress::of("deleting entries", ids.len());
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let mut results = Vec::new();
-    let mut ended = Ok(());
-    for batch in ids.chunks(BATCH) {
-        match client.batch_delete_entry(entry_api::BatchDeleteEntryRequest { ids: batch.to_vec() }).await {
-            Ok(answer) => results.extend(answer.into_inner().results),
-            Err(status) if results.is_empty() => return Err(status.into()),
-            Err(status) => {
-                ended = Err(Failure::from(status));
-                break;
-            }
-        }
-        progress.advance(batch.len());
-    }
-    drop(progress);
+    let (results, ended) = delete_all(&mut client, &ids).await;
+    let ended = match ended {
+        Some(status) if results.is_empty() => return Err(status.into()),
+        Some(status) => Err(Failure::from(status)),
+        None => Ok(()),
+    };
     let mut failed = false;
     let mut shown = String::new();
     let mut rows = Vec::new();
@@ -401,18 +423,27 @@ async fn show_entries(command: Show) -> Outcome {
         Some(id) => vec![client.get_entry(entry_api::GetEntryRequest { id, output_mask: None }).await?.into_inner()],
         None => list(&mut client, command.filter.message()).await?,
     };
-    entries.sort_by_key(|e| (show::spiffe_id(e.spiffe_id.as_ref()), show::spiffe_id(e.parent_id.as_ref()), e.id.clone()));
+    sort(&mut entries);
     command.output.show(
         || json!({"entries": entries.iter().map(show::entry_json).collect::<Vec<_>>()}),
         || {
             let head = format!("Found {}\n", output::count(entries.len(), "entry", "entries"));
-            entries.iter().fold(head, |text, entry| text + &show::entry(entry))
+            entries.iter().fold(head, |text, entry| text + &show::entry(entry, output::time))
         },
     );
     Ok(())
 }
 
-async fn list(client: &mut EntryClient<Channel>, filter: Option<list_entries_request::Filter>) -> Result<Vec<types::Entry>, Failure> {
+/// By SPIFFE ID, parent and ID.
+pub(crate) fn sort(entries: &mut [types::Entry]) {
+    entries.sort_by_cached_key(|e| (show::spiffe_id(e.spiffe_id.as_ref()), show::spiffe_id(e.parent_id.as_ref()), e.id.clone()));
+}
+
+/// All entries that match, page by page.
+pub(crate) async fn list(
+    client: &mut EntryClient<Channel>,
+    filter: Option<list_entries_request::Filter>,
+) -> Result<Vec<types::Entry>, tonic::Status> {
     let progress = Progress::counting("reading entries");
     let mut entries = Vec::new();
     let mut page_token = String::new();
@@ -431,20 +462,19 @@ async fn list(client: &mut EntryClient<Channel>, filter: Option<list_entries_req
 
 async fn count(command: Count) -> Outcome {
     let mut client = EntryClient::new(command.socket.connect().await?);
-    let filter = command.filter.message().map(|f| entry_api::count_entries_request::Filter {
-        by_spiffe_id: f.by_spiffe_id,
-        by_parent_id: f.by_parent_id,
-        by_selectors: f.by_selectors,
-        by_federates_with: f.by_federates_with,
-        by_hint: f.by_hint,
-        by_downstream: f.by_downstream,
-    });
+    let filter = command.filter.message().map(count_filter);
     let count = client.count_entries(entry_api::CountEntriesRequest { filter }).await?.into_inner().count;
     let number = usize::try_from(count).unwrap_or(0);
     command
         .output
         .show(|| json!({"count": count}), || format!("{}\n", output::count(number, "registration entry", "registration entries")));
     Ok(())
+}
+
+/// The filter of a list, for counting.
+pub(crate) fn count_filter(filter: list_entries_request::Filter) -> entry_api::count_entries_request::Filter {
+    let list_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream } = filter;
+    entry_api::count_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream }
 }
 
 fn read_json(path: &std::path::Path) -> Result<Value, Failure> {
@@ -457,14 +487,31 @@ fn read_json(path: &std::path::Path) -> Result<Value, Failure> {
     serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
 }
 
-/// `{"entries": […]}` in SPIRE's form, with SPIFFE IDs as texts.
-fn read_entries(path: &std::path::Path) -> Result<Vec<types::Entry>, Failure> {
+/// IDs from `{"ids": […]}`.
+pub(crate) fn read_ids(path: &std::path::Path) -> Result<Vec<String>, Failure> {
     let value = read_json(path)?;
-    let entries = value.get("entries").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `entries` list"))?;
-    entries.iter().enumerate().map(|(index, e)| read_entry(e).map_err(|what| Failure::new(format!("entry {index}: {what}")))).collect()
+    let listed = value.get("ids").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `ids` list"))?;
+    Ok(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)).collect())
 }
 
-fn read_entry(value: &Value) -> Result<types::Entry, String> {
+/// What becomes of members of an entry that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnknownMembers {
+    /// They are an error: somebody mistyped.
+    Refused,
+    /// As SPIRE does, for files that were written for it.
+    Ignored,
+}
+
+/// `{"entries": […]}` in SPIRE's form, with SPIFFE IDs as texts.
+pub(crate) fn read_entries(path: &std::path::Path, unknown: UnknownMembers) -> Result<Vec<types::Entry>, Failure> {
+    let value = read_json(path)?;
+    let entries = value.get("entries").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `entries` list"))?;
+    let read = |(index, e)| read_entry(e, unknown).map_err(|what| Failure::new(format!("entry {index}: {what}")));
+    entries.iter().enumerate().map(read).collect()
+}
+
+fn read_entry(value: &Value, unknown: UnknownMembers) -> Result<types::Entry, String> {
     let members = value.as_object().ok_or("it is not an object")?;
     let known = [
         "selectors",
@@ -484,7 +531,9 @@ fn read_entry(value: &Value) -> Result<types::Entry, String> {
         "created_at",
         "additional_attributes",
     ];
-    if let Some(name) = members.keys().find(|k| !known.contains(&k.as_str())) {
+    if let Some(name) = members.keys().find(|k| !known.contains(&k.as_str()))
+        && unknown == UnknownMembers::Refused
+    {
         return Err(format!("unknown member `{name}`"));
     }
     let text = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();

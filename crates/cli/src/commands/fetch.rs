@@ -289,14 +289,18 @@ impl Validate {
             }
             Err(status) => return Err(Failure::new(format!("unable to validate JWT SVID: {}", status.message()))),
         };
-        let claims = answer.claims.map(|c| c.fields.into_iter().map(|(k, v)| (k, json_value(v))).collect::<serde_json::Map<_, _>>());
-        let claims = Value::Object(claims.unwrap_or_default());
+        let claims = struct_json(answer.claims.unwrap_or_default());
         command.common.output.show(
             || json!({"spiffe_id": answer.spiffe_id, "claims": claims}),
             || format!("SVID is valid.\nSPIFFE ID : {}\nClaims    : {claims}\n", answer.spiffe_id),
         );
         Ok(())
     }
+}
+
+/// A structure as JSON.
+pub(crate) fn struct_json(value: prost_types::Struct) -> Value {
+    Value::Object(value.fields.into_iter().map(|(k, v)| (k, json_value(v))).collect())
 }
 
 fn json_value(value: prost_types::Value) -> Value {
@@ -312,6 +316,6 @@ fn json_value(value: prost_types::Value) -> Value {
         Some(Kind::NumberValue(n)) => n.into(),
         Some(Kind::StringValue(s)) => s.into(),
         Some(Kind::ListValue(l)) => l.values.into_iter().map(json_value).collect(),
-        Some(Kind::StructValue(s)) => Value::Object(s.fields.into_iter().map(|(k, v)| (k, json_value(v))).collect()),
+        Some(Kind::StructValue(s)) => struct_json(s),
     }
 }

@@ -55,6 +55,12 @@ pub(crate) async fn check(channel: Channel) -> Result<bool, tonic::Status> {
     Ok(answer(channel).await?.is_serving)
 }
 
+/// What it says, in the words of the health protocol.
+pub(crate) async fn status(channel: Channel) -> Result<String, tonic::Status> {
+    let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?.into_inner();
+    Ok(ServingStatus::try_from(answer.status).map_or_else(|_| answer.status.to_string(), |s| s.as_str_name().to_owned()))
+}
+
 /// What it says of itself.
 struct Answer {
     is_serving: bool,

@@ -9,10 +9,12 @@ use countersign_plugins::keys::KeyPair;
 use countersign_transport::files::replace;
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
+use countersign_wire::id;
 use countersign_wire::svid::svid_client::SvidClient;
 use countersign_wire::svid::{MintJwtsvidRequest, MintX509svidRequest};
-use countersign_wire::{bundle, id};
 use serde_json::json;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs, time};
@@ -74,46 +76,66 @@ pub(crate) struct MintJwt {
 impl X509 {
     pub(crate) async fn run(self) -> Outcome {
         let Self::Mint(command) = self;
-        let failed = |e: String| Failure::new(format!("unable to mint SVID: {e}"));
-        let pair = KeyPair::generate(KeyType::EcP256).map_err(|e| failed(e.to_string()))?;
-        let csr = pair.request(Some(&command.spiffe_id), &command.dns_names).map_err(|e| failed(e.to_string()))?;
-        let channel = command.socket.connect().await?;
-        let request = MintX509svidRequest { csr, ttl: command.ttl };
-        let svid = SvidClient::new(channel.clone()).mint_x509svid(request).await?.into_inner().svid.unwrap_or_default();
-        let own = BundleClient::new(channel).get_bundle(GetBundleRequest { output_mask: None }).await?.into_inner();
-        let own = bundle::from_wire(&own).map_err(|e| failed(e.to_string()))?;
-        let chain: String = svid.cert_chain.iter().map(|der| pem::write("CERTIFICATE", der)).collect();
-        let key = pem::write("PRIVATE KEY", pair.pkcs8());
-        if command.ttl > 0 {
-            note_if_capped("X509-SVID", svid.expires_at, command.ttl);
-        }
+        let minted = x509(command.socket.connect().await?, &command.spiffe_id, &command.dns_names, command.ttl).await?;
+        note_if_capped("X509-SVID", minted.expires_at, command.ttl);
+        let pems = |ders: &[Vec<u8>]| ders.iter().map(|der| pem::write("CERTIFICATE", der)).collect::<String>();
+        let (chain, roots) = (pems(&minted.chain), pems(&minted.roots));
+        let key = Zeroizing::new(pem::write("PRIVATE KEY", minted.key.pkcs8()));
         if let Some(directory) = command.write {
             let said = [
-                ("X509-SVID", "svid.pem", chain, 0o644),
-                ("Private key", "key.pem", key, 0o600),
-                ("Root CAs", "bundle.pem", own.to_pem(), 0o644),
+                ("X509-SVID", "svid.pem", chain.as_bytes(), 0o644),
+                ("Private key", "key.pem", key.as_bytes(), 0o600),
+                ("Root CAs", "bundle.pem", roots.as_bytes(), 0o644),
             ];
-            for (what, name, text, mode) in said {
+            for (what, name, bytes, mode) in said {
                 let path = directory.join(name);
-                write_file(&path, text.as_bytes(), mode)?;
+                write_file(&path, bytes, mode)?;
                 output::line(&format!("{what} written to {}", path.display()));
             }
             return Ok(());
         }
         use base64::Engine as _;
         let encode = |der: &[u8]| base64::engine::general_purpose::STANDARD.encode(der);
+        let encode_all = |ders: &[Vec<u8>]| ders.iter().map(|d| encode(d)).collect::<Vec<_>>();
         command.output.show(
             || {
                 json!({
-                    "x509_svid": svid.cert_chain.iter().map(|d| encode(d)).collect::<Vec<_>>(),
-                    "private_key": encode(pair.pkcs8()),
-                    "root_cas": own.x509_authorities().iter().map(|a| encode(a.certificate.der())).collect::<Vec<_>>(),
+                    "x509_svid": encode_all(&minted.chain),
+                    "private_key": encode(minted.key.pkcs8()),
+                    "root_cas": encode_all(&minted.roots),
                 })
             },
-            || format!("X509-SVID:\n{chain}\nPrivate key:\n{key}\nRoot CAs:\n{}", own.to_pem()),
+            || format!("X509-SVID:\n{chain}\nPrivate key:\n{}\nRoot CAs:\n{roots}", *key),
         );
         Ok(())
     }
+}
+
+/// A minted X509-SVID with its key, and the roots to verify it with. All but the key in DER.
+pub(crate) struct Minted {
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) key: KeyPair,
+    pub(crate) roots: Vec<Vec<u8>>,
+    pub(crate) expires_at: i64,
+}
+
+/// Mints an X509-SVID with a new key. A lifetime of 0 leaves it to the server.
+pub(crate) async fn x509(channel: Channel, spiffe_id: &SpiffeId, dns_names: &[String], ttl: i32) -> Result<Minted, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Failure::new(format!("unable to mint SVID: {e}"));
+    let key = KeyPair::generate(KeyType::EcP256).map_err(|e| failed(&e))?;
+    let csr = key.request(Some(spiffe_id), dns_names).map_err(|e| failed(&e))?;
+    let answer = SvidClient::new(channel.clone()).mint_x509svid(MintX509svidRequest { csr, ttl }).await;
+    let svid = answer.map_err(|s| failed(&Failure::from(s)))?.into_inner().svid.unwrap_or_default();
+    if svid.cert_chain.is_empty() {
+        return Err(Failure::new("server response missing SVID chain"));
+    }
+    let own = BundleClient::new(channel).get_bundle(GetBundleRequest { output_mask: None }).await;
+    let own = own.map_err(|s| Failure::new(format!("unable to get bundle: {}", Failure::from(s))))?.into_inner();
+    if own.x509_authorities.is_empty() {
+        return Err(Failure::new("server response missing X509 Authorities"));
+    }
+    let roots = own.x509_authorities.into_iter().map(|a| a.asn1).collect();
+    Ok(Minted { chain: svid.cert_chain, key, roots, expires_at: svid.expires_at })
 }
 
 impl Jwt {
@@ -121,9 +143,7 @@ impl Jwt {
         let Self::Mint(command) = self;
         let request = MintJwtsvidRequest { id: Some(id::to_wire(&command.spiffe_id)), audience: command.audience, ttl: command.ttl };
         let svid = SvidClient::new(command.socket.connect().await?).mint_jwtsvid(request).await?.into_inner().svid.unwrap_or_default();
-        if command.ttl > 0 {
-            note_if_capped("JWT-SVID", svid.expires_at, command.ttl);
-        }
+        note_if_capped("JWT-SVID", svid.expires_at, command.ttl);
         if let Some(path) = command.write {
             write_file(&path, svid.token.as_bytes(), 0o600)?;
             output::line(&format!("JWT-SVID written to {}", path.display()));
@@ -137,10 +157,11 @@ impl Jwt {
     }
 }
 
-fn note_if_capped(what: &str, expires_at: i64, ttl: i32) {
+/// Says so if an SVID ends earlier than was asked for; a lifetime of 0 asks for nothing.
+pub(crate) fn note_if_capped(what: &str, expires_at: i64, ttl: i32) {
     let now = ::time::OffsetDateTime::now_utc().unix_timestamp();
     // A few seconds may pass between issuance and here.
-    if expires_at + 5 < now + i64::from(ttl) {
+    if ttl > 0 && expires_at + 5 < now + i64::from(ttl) {
         output::note(&format!("{what} lifetime was capped shorter than specified ttl; expires {:?}", time(expires_at)));
     }
 }

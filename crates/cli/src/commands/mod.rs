@@ -11,7 +11,7 @@ pub(crate) mod journal;
 pub(crate) mod logger;
 pub(crate) mod mint;
 pub(crate) mod shell;
-mod show;
+pub(crate) mod show;
 pub(crate) mod store;
 pub(crate) mod token;
 mod watch;
@@ -20,6 +20,9 @@ use clap::ValueEnum;
 use countersign_identity::{Selector, SpiffeId};
 use countersign_wire::types::selector_match::MatchBehavior;
 use countersign_wire::{id, types};
+
+/// Bytes read from a file or from standard input for one message, which can have four MiB.
+pub(crate) const INPUT_BYTES_MAX: u64 = 4 << 20;
 
 /// How a set that is asked for relates to the set something has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,9 +3,9 @@
 use countersign_wire::types;
 use serde_json::{Value, json};
 
-use crate::output::{Block, time};
+use crate::output::Block;
 
-pub(super) fn spiffe_id(id: Option<&types::Spiffeid>) -> String {
+pub(crate) fn spiffe_id(id: Option<&types::Spiffeid>) -> String {
     id.map(|id| format!("spiffe://{}{}", id.trust_domain, id.path)).unwrap_or_default()
 }
 
@@ -13,11 +13,11 @@ fn id_json(id: Option<&types::Spiffeid>) -> Value {
     id.map_or(Value::Null, |id| json!({"trust_domain": id.trust_domain, "path": id.path}))
 }
 
-pub(super) fn selectors_json(selectors: &[types::Selector]) -> Value {
+pub(crate) fn selectors_json(selectors: &[types::Selector]) -> Value {
     selectors.iter().map(|s| json!({"type": s.r#type, "value": s.value})).collect()
 }
 
-pub(super) fn entry(entry: &types::Entry) -> String {
+pub(crate) fn entry(entry: &types::Entry, time: fn(i64) -> String) -> String {
     let mut block = Block::new(24);
     let ttl = |secs: i32| if secs == 0 { "default".to_owned() } else { secs.to_string() };
     block.row("Entry ID", if entry.id.is_empty() { "(none)" } else { &entry.id });
@@ -60,7 +60,7 @@ pub(super) fn entry(entry: &types::Entry) -> String {
     block.finish()
 }
 
-pub(super) fn entry_json(entry: &types::Entry) -> Value {
+pub(crate) fn entry_json(entry: &types::Entry) -> Value {
     let extra = entry.additional_attributes.as_ref();
     json!({
         "id": entry.id,
@@ -83,7 +83,7 @@ pub(super) fn entry_json(entry: &types::Entry) -> Value {
     })
 }
 
-pub(super) fn agent(agent: &types::Agent, with_selectors: bool) -> String {
+pub(crate) fn agent(agent: &types::Agent, with_selectors: bool, time: fn(i64) -> String) -> String {
     let mut block = Block::new(18);
     block.row("SPIFFE ID", spiffe_id(agent.id.as_ref()));
     block.row("Attestation type", &agent.attestation_type);
@@ -92,8 +92,8 @@ pub(super) fn agent(agent: &types::Agent, with_selectors: bool) -> String {
         block.row("Banned", true);
     } else {
         block.row("Serial number", &agent.x509svid_serial_number);
-        block.row("Can re-attest", agent.can_reattest);
     }
+    block.row("Can re-attest", agent.can_reattest);
     if !agent.agent_version.is_empty() {
         block.row("Agent version", &agent.agent_version);
     }
@@ -109,7 +109,7 @@ pub(super) fn agent(agent: &types::Agent, with_selectors: bool) -> String {
     text
 }
 
-pub(super) fn agent_json(agent: &types::Agent) -> Value {
+pub(crate) fn agent_json(agent: &types::Agent) -> Value {
     json!({
         "id": id_json(agent.id.as_ref()),
         "attestation_type": agent.attestation_type,
