@@ -19,6 +19,7 @@ mod explain;
 mod journey;
 mod kept;
 mod mutual;
+mod names;
 mod nginx;
 mod postgresql;
 mod roles;
