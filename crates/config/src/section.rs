@@ -212,6 +212,14 @@ impl Section {
         self.take(key)?.map(|n| n.string()).transpose()
     }
 
+    /// A string with something in it. Templates leave an empty one where nothing is set, and SPIRE takes it for that.
+    ///
+    /// # Errors
+    /// As [`Section::string`].
+    pub fn filled(&mut self, key: &'static str) -> Result<Option<Spanned<String>>, ConfigError> {
+        Ok(self.string(key)?.filter(|text| !text.value.is_empty()))
+    }
+
     /// True or false; the quoted words are taken too, as environment expansion leaves them.
     ///
     /// # Errors
@@ -257,7 +265,7 @@ impl Section {
     /// # Errors
     /// Another type, not a length of time, or set twice.
     pub fn duration(&mut self, key: &'static str) -> Result<Option<Spanned<Duration>>, ConfigError> {
-        let Some(text) = self.string(key)? else { return Ok(None) };
+        let Some(text) = self.filled(key)? else { return Ok(None) };
         match parse_duration(&text.value) {
             Some(duration) => Ok(Some(text.map(|_| duration))),
             None => Err(text.error(format!("`{}` is not a length of time, expected for example `1h30m`, `45s`, `500ms`", text.value))),

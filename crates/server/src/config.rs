@@ -141,12 +141,12 @@ impl Config {
         }
         // Agents are authorized from memory, which is never stale; nothing is left to do.
         server.duration("max_attested_node_info_staleness")?;
-        let bind_address = match server.string("bind_address")? {
+        let bind_address = match server.filled("bind_address")? {
             Some(text) => text.parse(|t| address(t))?,
             None => IpAddr::from([0, 0, 0, 0]),
         };
         let bind_port = server.port("bind_port")?.map_or(8081, |p| p.value);
-        let socket_path = match server.string("socket_path")? {
+        let socket_path = match server.filled("socket_path")? {
             Some(text) => {
                 text.parse(|t| unix::check_path(Path::new(t)))?;
                 PathBuf::from(text.value)
@@ -182,7 +182,7 @@ impl Config {
             admin_ids: server.strings("admin_ids")?.iter().map(|s| s.parse(|t| SpiffeId::parse(t))).collect::<Result<_, _>>()?,
             audit_log_enabled: server.boolean("audit_log_enabled")?.is_some_and(|b| b.value),
             disable_jwt_svids: server.boolean("disable_jwt_svids")?.is_some_and(|b| b.value),
-            jwt_issuer: server.string("jwt_issuer")?.map(|s| s.value),
+            jwt_issuer: server.filled("jwt_issuer")?.map(|s| s.value),
             logging: Logging::read(&mut server)?,
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
             prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
@@ -218,7 +218,7 @@ impl Config {
 }
 
 fn required(section: &mut Section, key: &'static str) -> Result<Spanned<String>, ConfigError> {
-    section.string(key)?.filter(|s| !s.value.is_empty()).ok_or_else(|| section.missing(key))
+    section.filled(key)?.ok_or_else(|| section.missing(key))
 }
 
 fn positive(section: &mut Section, key: &'static str) -> Result<Option<Duration>, ConfigError> {
@@ -229,7 +229,7 @@ fn positive(section: &mut Section, key: &'static str) -> Result<Option<Duration>
 }
 
 fn key_type(section: &mut Section, key: &'static str) -> Result<Option<KeyType>, ConfigError> {
-    let Some(text) = section.string(key)? else { return Ok(None) };
+    let Some(text) = section.filled(key)? else { return Ok(None) };
     match KeyType::parse(&text.value) {
         Some(kind) => Ok(Some(kind)),
         None => Err(text.error(format!("`{}` is not a key type, expected {}", text.value, KeyType::ALL.map(KeyType::name).join(", ")))),

@@ -59,7 +59,7 @@ impl Logging {
     /// # Errors
     /// A wrong level or format.
     pub fn read(section: &mut Section) -> Result<Self, ConfigError> {
-        let level = match section.string("log_level")? {
+        let level = match section.filled("log_level")? {
             None => "info".to_owned(),
             Some(text) => match text.value.to_ascii_lowercase().as_str() {
                 "warning" => "warn".to_owned(),
@@ -71,12 +71,11 @@ impl Logging {
                 }
             },
         };
-        let (json, fractions) = match section.string("log_format")? {
+        let (json, fractions) = match section.filled("log_format")? {
             None => (false, false),
             Some(text) => match text.value.to_ascii_lowercase().as_str() {
                 "json" => (true, true),
                 "text" => (false, true),
-                "" => (false, false),
                 _ => return Err(text.error(format!("unknown logger format: {:?}; expected text or json", text.value))),
             },
         };
@@ -84,7 +83,7 @@ impl Logging {
             level,
             json,
             fractions,
-            file: section.string("log_file")?.filter(|s| !s.value.is_empty()).map(|s| PathBuf::from(s.value)),
+            file: section.filled("log_file")?.map(|s| PathBuf::from(s.value)),
             source_location: section.boolean("log_source_location")?.is_some_and(|b| b.value),
         })
     }

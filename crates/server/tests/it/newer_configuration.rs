@@ -210,3 +210,19 @@ fn settings_with_nothing_left_to_do_change_nothing() {
         read("server.conf", &HCL.replacen(last, line, 1)).unwrap();
     }
 }
+
+#[test]
+fn an_empty_text_is_a_setting_that_is_not_there() {
+    let plain = HCL.replacen("\"::1\"", "\"\"", 1).replacen("\"168h\"", "\"\"", 1).replacen("\"Warn\"", "\"\"", 1).replacen(
+        "\"10h30m\"",
+        "\"1h\"",
+        1,
+    );
+    let lines = "socket_path = \"\"\n    ca_key_type = \"\"\n    log_file = \"\"\n    log_format = \"\"\n    TRUST_DOMAIN";
+    let config = read("server.conf", &plain.replacen("TRUST_DOMAIN", lines, 1)).unwrap();
+    assert_eq!((config.bind_address.to_string().as_str(), config.logging.level.as_str()), ("0.0.0.0", "info"));
+    assert_eq!((config.socket_path.display().to_string().as_str(), config.logging.file), ("/tmp/spire-server/private/api.sock", None));
+    // What must be there is missing.
+    let error = read("server.conf", &HCL.replacen("\"example.org\"", "\"\"", 1)).unwrap_err();
+    assert!(error.contains("trust_domain must be configured"), "{error}");
+}
