@@ -2,6 +2,7 @@
 
 mod certificate;
 mod chain;
+mod distinguished;
 mod names;
 mod path;
 mod write;

@@ -4,6 +4,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 
+use super::distinguished;
 use crate::id::SpiffeId;
 use crate::key::{BadSignature, KeyError, PublicKey, hex};
 use crate::time::Timestamp;
@@ -150,8 +151,8 @@ impl Certificate {
             dns_names: Vec::new(),
             san_critical: false,
             subject_empty: x509.subject().iter().next().is_none(),
-            subject_text: x509.subject().to_string(),
-            issuer_text: x509.issuer().to_string(),
+            subject_text: distinguished::text(x509.subject()),
+            issuer_text: distinguished::text(x509.issuer()),
             other_names: false,
             permitted: Vec::new(),
             excluded: Vec::new(),
