@@ -162,7 +162,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let mut tasks = JoinSet::new();
     // Before anything that may take long: whoever asks why the node does not join is answered too.
     let attestors = Attestors::new(config.workload_attestors.clone());
-    let admin = Admin::new(Arc::clone(&node), attestors.clone(), Arc::clone(&clock));
+    let admin = Admin::new(Arc::clone(&node), attestors.clone(), Arc::clone(&clock), config);
     let admin_socket = match &config.admin_socket_path {
         Some(path) => Some(serve_admin(path, &admin, stop.subscribe(), &mut tasks)?),
         None => None,
@@ -246,7 +246,7 @@ fn serve_admin(path: &Path, admin: &Admin, mut stopped: watch::Receiver<bool>, t
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .timeout(CALL_TIMEOUT)
-        .add_service(admin.service())
+        .add_routes(admin.routes(path))
         .serve_with_incoming_shutdown(unix::incoming(listener), async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         });
@@ -256,7 +256,7 @@ fn serve_admin(path: &Path, admin: &Admin, mut stopped: watch::Receiver<bool>, t
             tracing::error!(%error, "The admin socket failed");
         }
     });
-    tracing::info!(address = %path.display(), network = "unix", apis = "admin API", "Starting agent APIs");
+    tracing::info!(address = %path.display(), network = "unix", "Starting Admin APIs");
     Ok(socket)
 }
 

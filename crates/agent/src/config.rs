@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_config::{ConfigError, Fingerprint, Section, Spanned};
-use countersign_identity::TrustDomain;
 use countersign_identity::key::KeyType;
+use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, AgentHalf, join_token};
 use countersign_plugins::workload::{self, WorkloadAttestor};
 use countersign_plugins::{Configured, configured, later};
 use countersign_transport::experimental::read_profiling;
-use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
+use countersign_transport::observe::{FixedLevel, HealthChecks, LogLevels, Logging, Prometheus};
 use countersign_transport::unix;
 use zeroize::Zeroizing;
 
@@ -26,8 +26,10 @@ const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// SVIDs held for workloads by default, as in SPIRE.
 const CACHE_SIZE: usize = 1000;
 
+/// Most delegates: each call of one compares with all of them, and a node has one or two.
+const DELEGATES_MAX: usize = 1024;
+
 const NOT_YET: &[(&str, &str)] = &[
-    ("authorized_delegates", "the delegated identity API comes later"),
     ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
     ("log_selectors", "selectors are logged at debug level meanwhile"),
     ("rebootstrap_delay", "rebootstrapping comes later"),
@@ -80,6 +82,9 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// What the file says, to tell later what another one changes.
     pub fingerprint: Fingerprint,
+    /// The log level of the process; until somebody puts another in its place, one that nobody can change.
+    pub log_levels: Arc<dyn LogLevels>,
+    pub(crate) authorized_delegates: Vec<SpiffeId>,
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentHalf>,
     pub(crate) workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
@@ -147,6 +152,8 @@ impl Config {
         let bootstrap = bootstrap(&mut agent)?;
         let token = join_token(&mut agent)?;
         let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token, &mut fingerprint)?;
+        let authorized_delegates = authorized_delegates(&mut agent, &trust_domain)?;
+        let logging = Logging::read(&mut agent)?;
         let config = Self {
             trust_domain,
             server_address,
@@ -155,7 +162,9 @@ impl Config {
             socket_path,
             admin_socket_path,
             bootstrap,
-            logging: Logging::read(&mut agent)?,
+            log_levels: Arc::new(FixedLevel(logging.level.clone())),
+            logging,
+            authorized_delegates,
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
             prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
             sync_interval: experimental.sync_interval,
@@ -215,6 +224,19 @@ fn lexical(path: &Path) -> PathBuf {
         }
     }
     clean
+}
+
+/// Those who may have the identities of others; SPIRE's rule is that they are of the agent's own trust domain.
+fn authorized_delegates(agent: &mut Section, own: &TrustDomain) -> Result<Vec<SpiffeId>, ConfigError> {
+    let listed = agent.strings("authorized_delegates")?;
+    if let Some(one_too_many) = listed.get(DELEGATES_MAX) {
+        return Err(one_too_many.error(format!("at most {DELEGATES_MAX} delegates are allowed")));
+    }
+    let read = |text: Spanned<String>| {
+        let id = text.parse(|t| SpiffeId::parse(t))?;
+        if id.is_member_of(own) { Ok(id) } else { Err(text.error(format!("`{id}` is not a member of trust domain `{own}`"))) }
+    };
+    listed.into_iter().map(read).collect()
 }
 
 fn required(section: &mut Section, key: &'static str) -> Result<Spanned<String>, ConfigError> {

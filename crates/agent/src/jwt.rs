@@ -19,13 +19,14 @@ struct Key {
     audience: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
-struct Kept {
-    token: Arc<str>,
+/// A token, and what is known of it.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) token: Arc<str>,
     spiffe_id: countersign_identity::SpiffeId,
     ttl: Option<std::time::Duration>,
-    issued_at: Timestamp,
-    expires_at: Timestamp,
+    pub(crate) issued_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
     renew_at: Timestamp,
     used: u64,
 }
@@ -71,15 +72,10 @@ impl Jwts {
 
     /// A token of this entry for these audiences. One that has not ended is given at once; past half of its life it is
     /// renewed meanwhile.
-    pub(crate) async fn fetch(
-        self: &Arc<Self>,
-        entry: &Arc<Entry>,
-        audience: &[String],
-        facts: &Arc<[Selector]>,
-    ) -> Result<Arc<str>, Status> {
+    pub(crate) async fn fetch(self: &Arc<Self>, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) -> Result<Kept, Status> {
         // A token with a `jti` is for one use.
         if entry.additional_attributes.jwt_svid_include_jti {
-            return self.issue(entry, audience, facts).await.map(|kept| kept.token);
+            return self.issue(entry, audience, facts).await;
         }
         let mut sorted = audience.to_vec();
         sorted.sort_unstable();
@@ -92,30 +88,29 @@ impl Jwts {
             if kept.renew_at <= now {
                 self.renew_behind(key, entry, audience, facts);
             }
-            return Ok(Arc::clone(&kept.token));
+            return Ok(kept.clone());
         }
         match self.fetch_new(key, entry, audience, facts).await {
-            Ok(token) => Ok(token),
+            Ok(new) => Ok(new),
             // A token with a little life left is better than none.
-            Err(status) => kept.map(|k| k.token).ok_or(status),
+            Err(status) => kept.ok_or(status),
         }
     }
 
-    async fn fetch_new(&self, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) -> Result<Arc<str>, Status> {
+    async fn fetch_new(&self, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) -> Result<Kept, Status> {
         let turn = Arc::clone(self.lock().fetching.entry(key.clone()).or_default());
         let alone = turn.lock().await;
         let over = Over { jwts: self, key: &key, turn: &turn };
         // Whoever was first may have brought it.
         let now = self.clock.now();
         if let Some(kept) = self.find(&key, entry, now).filter(|k| !k.is_nearly_over(now)) {
-            return Ok(kept.token);
+            return Ok(kept);
         }
         let kept = self.issue(entry, audience, facts).await?;
-        let token = Arc::clone(&kept.token);
-        self.lock().keep(key.clone(), kept, self.max);
+        self.lock().keep(key.clone(), kept.clone(), self.max);
         drop(over);
         drop(alone);
-        Ok(token)
+        Ok(kept)
     }
 
     fn find(&self, key: &Key, entry: &Entry, now: Timestamp) -> Option<Kept> {

@@ -154,10 +154,12 @@ pub(crate) async fn run_agent(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let mut config = config.clone();
+    config.log_levels = Arc::clone(&log) as Arc<dyn LogLevels>;
     let stopped = stop_signal()?;
     end_with_parent();
     tokio::pin!(stopped);
-    let starting = countersign_agent::start(config, Arc::new(SystemClock), Arc::new(Seeded::from_entropy()), VERSION);
+    let starting = countersign_agent::start(&config, Arc::new(SystemClock), Arc::new(Seeded::from_entropy()), VERSION);
     let mut running = tokio::select! {
         started = starting => started.map_err(|e| {
             tracing::error!(error = %e, "Agent crashed");

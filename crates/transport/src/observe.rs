@@ -31,6 +31,34 @@ pub struct Logging {
     pub source_location: bool,
 }
 
+/// Reads and sets the log level of the process.
+pub trait LogLevels: Send + Sync {
+    /// The level now, by SPIRE's names (`panic` … `trace`).
+    fn current(&self) -> String;
+    /// The level at the start.
+    fn launch(&self) -> String;
+    /// Sets the level; false if it cannot be.
+    fn set(&self, level: &str) -> bool;
+}
+
+/// The level of a process whose log is not ours to set.
+#[derive(Debug)]
+pub struct FixedLevel(pub String);
+
+impl LogLevels for FixedLevel {
+    fn current(&self) -> String {
+        self.0.clone()
+    }
+
+    fn launch(&self) -> String {
+        self.0.clone()
+    }
+
+    fn set(&self, _: &str) -> bool {
+        false
+    }
+}
+
 /// The listener for liveness and readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthChecks {

@@ -109,6 +109,18 @@ impl Peer {
         matches!(poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
+    /// Whether it was in this group when it connected, or is now.
+    pub fn is_in_group(&self, gid: u32) -> bool {
+        let supplementary = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+            let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"))?;
+            let is_in = groups.split_ascii_whitespace().any(|group| group.parse() == Ok(gid));
+            // Only now: the pid was the peer's own if the peer is still alive after the reading.
+            Some(is_in && self.is_alive())
+        };
+        self.gid == gid || supplementary().unwrap_or(false)
+    }
+
     /// The pidfd, to wait on.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd

@@ -5,7 +5,7 @@
 
 mod convert;
 
-pub use convert::{ConvertError, bundle, denial, entry, federation, id, mask};
+pub use convert::{ConvertError, bundle, denial, entry, federation, id, log_level, mask};
 
 /// Descriptors of all messages, for output by field names.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/all.fds");

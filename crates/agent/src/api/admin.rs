@@ -4,25 +4,34 @@
 //! agent's own user may ask about every process, a process only about itself, and of other people's entries it is told only
 //! those that it has a selector of.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use countersign_identity::{Entry, Selector, Timestamp, selector};
+use countersign_identity::{Entry, Selector, SpiffeId, Timestamp, selector};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
+use countersign_transport::observe::LogLevels;
 use countersign_transport::peer::Peer;
 use countersign_wire::agent_admin::admin_server::{self, AdminServer};
 use countersign_wire::agent_admin::explain_request::Subject;
 use countersign_wire::agent_admin::{
     Agent, AttestorVerdict, Denial, EntryName, ExplainRequest, ExplainResponse, MatchingEntry, NearEntry, Process, Server,
 };
+use countersign_wire::agent_debug::debug_server::DebugServer;
+use countersign_wire::agent_logger::logger_server::LoggerServer;
+use countersign_wire::delegated_identity::delegated_identity_server::DelegatedIdentityServer;
 use countersign_wire::{id, types};
 use tokio::sync::Semaphore;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status};
 
 use super::Api;
+use super::admission::Admission;
 use crate::attest::{Attestors, Verdict};
 use crate::cache::hint_owners;
+use crate::config::Config;
 use crate::denials::Denied;
 use crate::explain::{self, Found, Holding, Near, Reach, Readiness};
 use crate::node::Node;
@@ -45,9 +54,10 @@ const TEXT_CHARS_MAX: usize = 1024;
 
 /// The admin API. Cloning shares it.
 #[derive(Clone)]
-pub(crate) struct Admin(Arc<Context>);
+pub(crate) struct Admin(pub(super) Arc<Context>);
 
-struct Context {
+/// What the services of the admin socket work with. One for the process.
+pub(super) struct Context {
     node: Arc<Node>,
     attestors: Attestors,
     clock: SharedClock,
@@ -55,6 +65,11 @@ struct Context {
     uid: u32,
     /// What there is once the node has joined.
     joined: OnceLock<Api>,
+    /// Steady time at the start.
+    started: Duration,
+    /// Who may have the identities of others.
+    pub(super) delegates: Vec<SpiffeId>,
+    pub(super) log_levels: Arc<dyn LogLevels>,
     operators: Semaphore,
     others: Semaphore,
 }
@@ -69,11 +84,15 @@ enum About {
 }
 
 impl Admin {
-    pub(crate) fn new(node: Arc<Node>, attestors: Attestors, clock: SharedClock) -> Self {
+    pub(crate) fn new(node: Arc<Node>, attestors: Attestors, clock: SharedClock, config: &Config) -> Self {
+        tracing::info!(launch_log_level = config.log_levels.launch(), "Logger service configured");
         Self(Arc::new(Context {
             node,
             attestors,
+            started: clock.steady(),
             clock,
+            delegates: config.authorized_delegates.clone(),
+            log_levels: Arc::clone(&config.log_levels),
             uid: rustix::process::geteuid().as_raw(),
             joined: OnceLock::new(),
             operators: Semaphore::new(OPERATORS_MAX),
@@ -87,8 +106,26 @@ impl Admin {
         let _ = self.0.joined.set(api.clone());
     }
 
-    pub(crate) fn service(&self) -> AdminServer<Self> {
-        AdminServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    /// The services of the admin socket, which is this file: ours, and SPIRE's for whoever its mode would let in.
+    pub(crate) fn routes(&self, socket: &Path) -> Routes {
+        let admission = Admission::new(socket);
+        let delegated = DelegatedIdentityServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let debug = DebugServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let logger = LoggerServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Routes::new(AdminServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+            .add_service(InterceptedService::new(delegated, admission.clone()))
+            .add_service(InterceptedService::new(debug, admission.clone()))
+            .add_service(InterceptedService::new(logger, admission))
+    }
+
+    /// What there is once the node has joined; before that nobody has an identity.
+    pub(super) fn api(&self) -> Result<&Api, Status> {
+        self.0.joined.get().ok_or_else(|| Status::unavailable("the agent has not joined its trust domain yet"))
+    }
+
+    /// How long the agent has been running.
+    pub(super) fn uptime(&self) -> Duration {
+        self.0.clock.steady().saturating_sub(self.0.started)
     }
 
     fn is_operator(&self, peer: &Peer) -> bool {

@@ -1,8 +1,12 @@
-//! What workloads can ask on the agent's public socket (the Workload API, health, and reflection), and operators on the admin
-//! socket.
+//! What workloads can ask on the agent's public socket (the Workload API, health, and reflection), and operators and delegates
+//! on the admin socket.
 
 mod admin;
+mod admission;
+mod debug;
+mod delegated;
 mod health;
+mod logger;
 mod reply;
 mod security_header;
 mod workload;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::jwt::{self, AUDIENCE_BYTES_MAX, AUDIENCES_MAX};
-use countersign_identity::{Bundle, SpiffeId};
+use countersign_identity::{Bundle, Selector, SpiffeId};
 use countersign_transport::peer::Peer;
 use countersign_wire::workload as wire;
 use countersign_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
@@ -23,11 +23,12 @@ use super::reply::{self, Fingerprint, Kind};
 use crate::attest::Caller;
 use crate::cache::{Identity, Subscription};
 use crate::denials::Denied;
+use crate::jwt::Kept;
 
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The text clients match on to tell "no identity" from other denials.
-const NO_IDENTITY: &str = "no identity issued";
+pub(super) const NO_IDENTITY: &str = "no identity issued";
 /// A waiting call answers this much before the caller's deadline, so that the answer still arrives.
 const BEFORE_DEADLINE: Duration = Duration::from_millis(50);
 
@@ -56,14 +57,7 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_jwtsvid(&self, request: Request<wire::JwtsvidRequest>) -> Result<Response<wire::JwtsvidResponse>, Status> {
         let deadline = deadline(&request);
         let audience = &request.get_ref().audience;
-        if audience.is_empty() || audience.iter().any(String::is_empty) {
-            return Err(Status::invalid_argument("audience must be specified"));
-        }
-        if audience.len() > AUDIENCES_MAX || audience.iter().any(|a| a.len() > AUDIENCE_BYTES_MAX) {
-            return Err(Status::invalid_argument(format!(
-                "at most {AUDIENCES_MAX} audiences of at most {AUDIENCE_BYTES_MAX} bytes are allowed"
-            )));
-        }
+        check_audience(audience)?;
         let wanted = match request.get_ref().spiffe_id.as_str() {
             "" => None,
             text => Some(SpiffeId::parse(text).map_err(|e| Status::invalid_argument(format!("invalid requested SPIFFE ID: {e}")))?),
@@ -75,18 +69,12 @@ impl SpiffeWorkloadApi for Api {
             return Err(self.no_identity(&caller));
         }
         let caller = self.attestors.check_again(caller).await.map_err(|_| attestation_failed())?;
-        let mut fetching = Vec::with_capacity(identities.len());
-        for identity in &identities {
-            let (jwts, entry, facts) = (Arc::clone(&self.jwts), Arc::clone(&identity.entry), Arc::clone(&caller.selectors));
-            let audience = audience.clone();
-            fetching.push(async move { jwts.fetch(&entry, &audience, &facts).await });
-        }
         let mut svids = Vec::with_capacity(identities.len());
-        for (identity, fetch) in identities.iter().zip(fetching) {
-            let token = within(deadline, fetch).await?.map_err(|e| not_issued(&e))?;
+        for identity in &identities {
+            let kept = self.token(identity, audience, &caller.selectors, deadline).await?;
             svids.push(wire::Jwtsvid {
                 spiffe_id: identity.entry.spiffe_id.as_str().to_owned(),
-                svid: token.to_string(),
+                svid: kept.token.to_string(),
                 hint: identity.entry.hint.clone(),
             });
         }
@@ -189,8 +177,23 @@ impl Api {
         Status::permission_denied(NO_IDENTITY)
     }
 
+    /// A token for one identity.
+    pub(super) async fn token(
+        &self,
+        identity: &Identity,
+        audience: &[String],
+        facts: &Arc<[Selector]>,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<Kept, Status> {
+        within(deadline, self.jwts.fetch(&identity.entry, audience, facts)).await?.map_err(|e| not_issued(&e))
+    }
+
     /// The caller's identities. While the agent does not know its entries yet, this waits instead of denying.
-    async fn identities_of_caller(&self, caller: &Caller, deadline: Option<tokio::time::Instant>) -> Result<Vec<Identity>, Status> {
+    pub(super) async fn identities_of_caller(
+        &self,
+        caller: &Caller,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<Vec<Identity>, Status> {
         let known = self.cache.identities(&caller.selectors, self.clock.now());
         if !known.is_empty() {
             return Ok(known);
@@ -225,22 +228,8 @@ impl Api {
         kind: Kind,
         make: fn(&Message<'_>) -> T,
     ) -> Messages<T> {
-        let (out, messages) = mpsc::channel(1);
-        let api = self.clone();
-        tokio::spawn(async move {
-            let ended = {
-                let (watched, gone) = (caller.peer.clone(), out.clone());
-                tokio::select! {
-                    result = api.feed(caller, deadline, kind, make, &out) => result.err(),
-                    () = watched.ended() => None,
-                    () = gone.closed() => None,
-                }
-            };
-            if let Some(status) = ended {
-                let _ = out.send(Err(status)).await;
-            }
-        });
-        Box::pin(ReceiverStream::new(messages))
+        let (api, watched) = (self.clone(), caller.peer.clone());
+        messages(watched, |out| async move { api.feed(caller, deadline, kind, make, &out).await })
     }
 
     async fn feed<T>(
@@ -296,17 +285,55 @@ impl Api {
         if kind != Kind::X509Svids {
             return known && self.cache.bundles().get(self.trust_domain.name()).is_some();
         }
+        self.has_svids(identities, &caller.selectors)
+    }
+
+    /// Whether all SVIDs are there that can be had now, and one at least; those that are missing are asked for.
+    pub(super) fn has_svids(&self, identities: &[Identity], facts: &Arc<[Selector]>) -> bool {
         let missing: Vec<Identity> = identities.iter().filter(|i| i.svid.is_none()).cloned().collect();
         if !missing.is_empty() {
-            self.rotator.want(&missing, &caller.selectors);
+            self.rotator.want(&missing, facts);
         }
         identities.iter().any(|i| i.svid.is_some()) && missing.iter().all(|i| i.failure.is_some())
     }
 
-    fn delivered(&self, subscription: &Subscription, revision: u64) {
+    pub(super) fn delivered(&self, subscription: &Subscription, revision: u64) {
         subscription.delivered(revision);
         self.sync.progressed();
     }
+}
+
+/// The messages of a task, which ends with the process that called, and when nobody reads them any more.
+pub(super) fn messages<T: Send + 'static, F: Future<Output = Result<(), Status>> + Send + 'static>(
+    caller: Peer,
+    feed: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
+) -> Messages<T> {
+    let (out, messages) = mpsc::channel(1);
+    let feeding = feed(out.clone());
+    tokio::spawn(async move {
+        let ended = tokio::select! {
+            result = feeding => result.err(),
+            () = caller.ended() => None,
+            () = out.closed() => None,
+        };
+        if let Some(status) = ended {
+            let _ = out.send(Err(status)).await;
+        }
+    });
+    Box::pin(ReceiverStream::new(messages))
+}
+
+/// Refuses audiences that no token can be for.
+pub(super) fn check_audience(audience: &[String]) -> Result<(), Status> {
+    if audience.is_empty() || audience.iter().any(String::is_empty) {
+        return Err(Status::invalid_argument("audience must be specified"));
+    }
+    if audience.len() > AUDIENCES_MAX || audience.iter().any(|a| a.len() > AUDIENCE_BYTES_MAX) {
+        return Err(Status::invalid_argument(format!(
+            "at most {AUDIENCES_MAX} audiences of at most {AUDIENCE_BYTES_MAX} bytes are allowed"
+        )));
+    }
+    Ok(())
 }
 
 /// Why there is no token, for the workload. What the server or the network said stands in the agent's log, unless it is
@@ -321,12 +348,12 @@ fn not_issued(error: &Status) -> Status {
     Status::unavailable(format!("could not fetch JWT-SVID: {reason}"))
 }
 
-fn attestation_failed() -> Status {
+pub(super) fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }
 
 /// The caller's own deadline, from gRPC's `grpc-timeout`.
-fn deadline<T>(request: &Request<T>) -> Option<tokio::time::Instant> {
+pub(super) fn deadline<T>(request: &Request<T>) -> Option<tokio::time::Instant> {
     let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = number.parse().ok()?;
@@ -343,7 +370,7 @@ fn deadline<T>(request: &Request<T>) -> Option<tokio::time::Instant> {
 }
 
 /// Waits at most until the caller's deadline; past it the agent is unavailable, it does not deny.
-async fn within<T>(deadline: Option<tokio::time::Instant>, wait: impl Future<Output = T>) -> Result<T, Status> {
+pub(super) async fn within<T>(deadline: Option<tokio::time::Instant>, wait: impl Future<Output = T>) -> Result<T, Status> {
     match deadline {
         None => Ok(wait.await),
         Some(at) => tokio::time::timeout_at(at, wait).await.map_err(|_| {

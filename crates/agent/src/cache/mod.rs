@@ -189,6 +189,11 @@ impl Cache {
 
     /// Identities for these selectors, which must be sorted, by entry ID; duplicate hints are dropped.
     pub(crate) fn identities(&self, selectors: &[Selector], now: Timestamp) -> Vec<Identity> {
+        unique_hints(self.matching(selectors, now))
+    }
+
+    /// As [`Cache::identities`], whatever the hints.
+    pub(crate) fn matching(&self, selectors: &[Selector], now: Timestamp) -> Vec<Identity> {
         tracing::trace!(hop = "finds the entries");
         let mut state = self.write();
         let mut ids: Vec<Arc<str>> = selectors
@@ -201,17 +206,14 @@ impl Cache {
         ids.sort_unstable();
         state.clock += 1;
         let used = state.clock;
-        let found: Vec<Identity> = ids
-            .iter()
+        ids.iter()
             .filter_map(|id| {
                 let held = state.entries.get_mut(id)?;
                 held.used = used;
                 let svid = held.svid.as_ref().filter(|s| s.expires_at > now).map(Arc::clone);
                 Some(Identity { entry: Arc::clone(&held.entry), svid, failure: held.failure.clone() })
             })
-            .collect();
-        drop(state);
-        unique_hints(found)
+            .collect()
     }
 
     /// All bundles the agent has.

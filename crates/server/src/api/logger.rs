@@ -1,20 +1,11 @@
 //! The log level of the running process.
 
+use countersign_wire::log_level;
 use countersign_wire::logger::{self, logger_server};
-use countersign_wire::types::{LogLevel, Logger};
+use countersign_wire::types::Logger;
 use tonic::{Request, Response, Status};
 
 use super::Api;
-
-const NAMES: [(LogLevel, &str); 7] = [
-    (LogLevel::Panic, "panic"),
-    (LogLevel::Fatal, "fatal"),
-    (LogLevel::Error, "error"),
-    (LogLevel::Warn, "warning"),
-    (LogLevel::Info, "info"),
-    (LogLevel::Debug, "debug"),
-    (LogLevel::Trace, "trace"),
-];
 
 #[tonic::async_trait]
 impl logger_server::Logger for Api {
@@ -25,8 +16,7 @@ impl logger_server::Logger for Api {
     async fn set_log_level(&self, request: Request<logger::SetLogLevelRequest>) -> Result<Response<Logger>, Status> {
         let caller = Self::caller(&request)?;
         let wanted = request.into_inner().new_level;
-        let name = NAMES.iter().find(|(level, _)| i32::from(*level) == wanted).map(|(_, name)| *name);
-        let Some(name) = name else {
+        let Some(name) = log_level::from_wire(wanted) else {
             return Err(Status::invalid_argument(if wanted == 0 {
                 "newLevel value cannot be LogLevel_UNSPECIFIED".to_owned()
             } else {
@@ -48,7 +38,7 @@ impl logger_server::Logger for Api {
 
 impl Api {
     fn logger(&self) -> Logger {
-        let level = |name: &str| NAMES.iter().find(|(_, n)| *n == name).map_or(LogLevel::Unspecified, |(level, _)| *level).into();
+        let level = |name: &str| log_level::to_wire(name).into();
         Logger { current_level: level(&self.log_levels.current()), launch_level: level(&self.log_levels.launch()) }
     }
 }

@@ -48,15 +48,7 @@ use crate::policy::Caller;
 use crate::policy::allowed::Lifetimes;
 use crate::ratelimit::{Exceeded, Lines, RateLimits};
 
-/// Reads and sets the log level of the process.
-pub trait LogLevels: Send + Sync {
-    /// The level now, by SPIRE's names (`panic` … `trace`).
-    fn current(&self) -> String;
-    /// The level at the start.
-    fn launch(&self) -> String;
-    /// Sets the level; false if the name is unknown.
-    fn set(&self, level: &str) -> bool;
-}
+pub use countersign_transport::observe::LogLevels;
 
 /// The attestors of nodes, by name.
 pub(crate) type NodeAttestors = HashMap<&'static str, Arc<dyn ServerHalf>>;

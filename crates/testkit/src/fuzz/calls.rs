@@ -12,7 +12,8 @@ use countersign_wire::node::{self, issue_response};
 use countersign_wire::trust_domain as trust_domain_api;
 use countersign_wire::workload as program;
 use countersign_wire::{
-    agent, agent_admin, bundle_api, debug, entry, entry_api, explained, federation, journal, local_authority, logger, svid, types,
+    agent, agent_admin, agent_debug, agent_logger, bundle_api, debug, delegated_identity, entry, entry_api, explained, federation, journal,
+    local_authority, logger, svid, types,
 };
 use prost::Message;
 use tonic::{Code, Status};
@@ -384,6 +385,42 @@ pub(super) const TARGETS: &[Target] = &[
         entry_explained
     ),
     call!("countersign.agent.admin.v1.Admin", "Explain", Operator, agent_admin::ExplainRequest, agent_admin::ExplainResponse, told_why),
+    call!("spire.agent.debug.v1.Debug", "GetInfo", Operator, agent_debug::GetInfoRequest, agent_debug::GetInfoResponse, keep),
+    call!("spire.api.agent.logger.v1.Logger", "GetLogger", Operator, agent_logger::GetLoggerRequest, types::Logger, keep),
+    call!("spire.api.agent.logger.v1.Logger", "SetLogLevel", Operator, agent_logger::SetLogLevelRequest, types::Logger, keep),
+    call!("spire.api.agent.logger.v1.Logger", "ResetLogLevel", Operator, agent_logger::ResetLogLevelRequest, types::Logger, keep),
+    call!(
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity",
+        "SubscribeToX509SVIDs",
+        Operator,
+        delegated_identity::SubscribeToX509sviDsRequest,
+        delegated_identity::SubscribeToX509sviDsResponse,
+        handed_out
+    ),
+    call!(
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity",
+        "SubscribeToX509Bundles",
+        Operator,
+        delegated_identity::SubscribeToX509BundlesRequest,
+        delegated_identity::SubscribeToX509BundlesResponse,
+        keep
+    ),
+    call!(
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity",
+        "FetchJWTSVIDs",
+        Operator,
+        delegated_identity::FetchJwtsviDsRequest,
+        delegated_identity::FetchJwtsviDsResponse,
+        tokens_handed_out
+    ),
+    call!(
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity",
+        "SubscribeToJWTBundles",
+        Operator,
+        delegated_identity::SubscribeToJwtBundlesRequest,
+        delegated_identity::SubscribeToJwtBundlesResponse,
+        keep
+    ),
     call!("countersign.journal.v1.Journal", "Issued", Admin, journal::IssuedRequest, journal::Record, recorded),
     call!("SpiffeWorkloadAPI", "FetchX509SVID", Workload, program::X509svidRequest, program::X509svidResponse, x509_fetched),
     call!("SpiffeWorkloadAPI", "FetchX509Bundles", Workload, program::X509BundlesRequest, program::X509BundlesResponse, keep),
@@ -430,8 +467,8 @@ fn call<Q: Message + Default, A: Message + Default>(method: &'static str, sender
 fn assert_blame(method: &str, sender: Sender, status: &Status) {
     let fault = match status.code() {
         Code::Internal | Code::Unknown | Code::DataLoss | Code::Cancelled | Code::DeadlineExceeded | Code::Unauthenticated => true,
-        // The agent says that it cannot have a token for what the server refuses.
-        Code::Unavailable => sender != Sender::Workload,
+        // The agent says that it cannot have a token for what the server refuses, and that no process has a number.
+        Code::Unavailable => !matches!(sender, Sender::Workload | Sender::Operator),
         _ => false,
     };
     assert!(!fault, "{method} fails: {status:?}");
@@ -658,6 +695,33 @@ fn told_why(_: &Live, _: &[agent_admin::ExplainRequest], answers: &[agent_admin:
             assert!(!matching.contains(&name(&near.entry)));
             assert!(!near.missing.is_empty() || near.expired_at != 0 || near.store_svid, "{near:?} lacks nothing");
         }
+    }
+    Afterwards::Keep
+}
+
+/// Of this node only one identity is for others, and only for whoever has its selectors.
+fn handed_out(
+    live: &Live,
+    requests: &[delegated_identity::SubscribeToX509sviDsRequest],
+    answers: &[delegated_identity::SubscribeToX509sviDsResponse],
+) -> Afterwards {
+    assert!(requests.iter().all(|r| r.selectors.is_empty() != (r.pid == 0)));
+    for svid in answers.iter().flat_map(|a| &a.x509_svids) {
+        assert_proves(live, &svid.x509_svid.as_ref().expect("an SVID").cert_chain, &spiffe_id("/program"));
+        assert!(!svid.x509_svid_key.is_empty());
+    }
+    Afterwards::Keep
+}
+
+fn tokens_handed_out(
+    live: &Live,
+    requests: &[delegated_identity::FetchJwtsviDsRequest],
+    answers: &[delegated_identity::FetchJwtsviDsResponse],
+) -> Afterwards {
+    let (Some(request), Some(answer)) = (requests.first(), answers.first()) else { return Afterwards::Keep };
+    assert!(!request.audience.is_empty() && !answer.svids.is_empty());
+    for svid in &answer.svids {
+        assert_token(live, &svid.token, &spiffe_id("/program"), &request.audience);
     }
     Afterwards::Keep
 }

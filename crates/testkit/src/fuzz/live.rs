@@ -26,7 +26,7 @@ use tonic::{Code, Request, Status};
 
 use super::NOW;
 use crate::clock::VirtualClock;
-use crate::domain::{Anyhow, Domain, NodeIdentity, own_uid, spiffe_id, until};
+use crate::domain::{Anyhow, Domain, FixedLevels, NodeIdentity, own_uid, spiffe_id, until};
 use crate::panics;
 use crate::workload::Workload;
 
@@ -59,7 +59,7 @@ pub(super) enum Sender {
     Downstream,
     /// A program on a node, on the agent's socket.
     Workload,
-    /// Whoever asks an agent why, on its admin socket.
+    /// Who may ask an agent everything on its admin socket, and is a delegate too.
     Operator,
 }
 
@@ -111,8 +111,11 @@ impl Live {
             let extra = "ratelimit {\n attestation = false\n signing = false\n }\n";
             let domain = Domain::start_with(Arc::new(clock.clone()), extra).await?;
             let token = domain.token(Some(&spiffe_id("/node/a"))).await?;
-            let extra = format!("admin_socket_path = \"{}\"\n", admin_socket(&domain).display());
-            let agent = domain.run_agent(&domain.agent_config("a", Some(&token), &extra).await?).await?;
+            let delegate = spiffe_id("/program");
+            let extra = format!("admin_socket_path = \"{}\"\nauthorized_delegates = [\"{delegate}\"]\n", admin_socket(&domain).display());
+            let mut config = domain.agent_config("a", Some(&token), &extra).await?;
+            config.log_levels = Arc::new(FixedLevels);
+            let agent = domain.run_agent(&config).await?;
             let channels = Channels::open(&domain).await?;
             Ok::<_, Anyhow>((domain, agent, channels))
         })?;
@@ -166,7 +169,7 @@ impl Live {
             let mut answers = Vec::new();
             while let Some(answer) = stream.message().await? {
                 answers.push(answer);
-                if sender == Sender::Workload || answers.len() >= ANSWERS_MAX {
+                if matches!(sender, Sender::Workload | Sender::Operator) || answers.len() >= ANSWERS_MAX {
                     break;
                 }
             }

@@ -17,7 +17,9 @@ use countersign_wire::node::{self, follow_request, issue_request};
 use countersign_wire::svid::{self, svid_client::SvidClient};
 use countersign_wire::trust_domain as federation_api;
 use countersign_wire::types::{self, SelectorMatch, selector_match::MatchBehavior};
-use countersign_wire::{bundle, bundle_api, explained, id, journal, local_authority, logger, workload};
+use countersign_wire::{
+    agent_logger, bundle, bundle_api, delegated_identity, explained, id, journal, local_authority, logger, workload,
+};
 use prost::Message;
 
 use super::identity::AUDIENCE;
@@ -436,6 +438,7 @@ fn ours(seeds: &mut Seeds, trust: &Bundle) -> Result<(), Anyhow> {
     for subject in [None, Some(Subject::Pid(1)), Some(Subject::Selectors(agent_admin::SelectorSet { selectors }))] {
         seeds.message("countersign.agent.admin.v1.Admin.Explain", &agent_admin::ExplainRequest { subject });
     }
+    operators(seeds);
     let program = program_entry();
     let more = types::Entry { id: "more".to_owned(), spiffe_id: named("/more"), hint: "m".to_owned(), ..program.clone() };
     let first = node::FollowResponse {
@@ -467,6 +470,28 @@ fn ours(seeds: &mut Seeds, trust: &Bundle) -> Result<(), Anyhow> {
     let credential = Some(node::issue_response::Credential::X509(certificates));
     seeds.message("agent.IssueResponse", &node::IssueResponse { credential });
     Ok(())
+}
+
+fn operators(seeds: &mut Seeds) {
+    for target in [
+        "spire.agent.debug.v1.Debug.GetInfo",
+        "spire.api.agent.logger.v1.Logger.GetLogger",
+        "spire.api.agent.logger.v1.Logger.ResetLogLevel",
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity.SubscribeToX509Bundles",
+        "spire.api.agent.delegatedidentity.v1.DelegatedIdentity.SubscribeToJWTBundles",
+    ] {
+        seeds.add(target, []);
+    }
+    for new_level in [0, 4, 99] {
+        seeds.message("spire.api.agent.logger.v1.Logger.SetLogLevel", &agent_logger::SetLogLevelRequest { new_level });
+    }
+    let of = |value: &str| vec![types::Selector { r#type: "unix".to_owned(), value: value.to_owned() }];
+    for (selectors, pid) in [(of("uid:0"), 0), (of("uid:4711"), 0), (Vec::new(), 1), (Vec::new(), -1), (of("uid:0"), 1)] {
+        let request = delegated_identity::SubscribeToX509sviDsRequest { selectors: selectors.clone(), pid };
+        seeds.message("spire.api.agent.delegatedidentity.v1.DelegatedIdentity.SubscribeToX509SVIDs", &request);
+        let request = delegated_identity::FetchJwtsviDsRequest { audience: vec!["db".to_owned(), "x".to_owned()], selectors, pid };
+        seeds.message("spire.api.agent.delegatedidentity.v1.DelegatedIdentity.FetchJWTSVIDs", &request);
+    }
 }
 
 fn programs(seeds: &mut Seeds, token: &str) {

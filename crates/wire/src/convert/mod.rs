@@ -5,6 +5,7 @@ pub mod denial;
 pub mod entry;
 pub mod federation;
 pub mod id;
+pub mod log_level;
 pub mod mask;
 
 /// Why a message is not what it should be: a sentence for the caller.
