@@ -167,10 +167,14 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         Some(path) => Some(serve_admin(path, &admin, stop.subscribe(), &mut tasks)?),
         None => None,
     };
+    if let Some((listener, settings)) = health {
+        observe::serve_health(listener, settings, "{\"agent\":{}}".to_owned(), readiness(&admin));
+    }
     let svid = match node.load()? {
         Some(svid) => svid,
         None => join(&node, &clock, &random).await?,
     };
+    node.check_rebootstrap(&svid)?;
 
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::new(config.trust_domain.clone(), node.bundles(), config.x509_svid_cache_max_size));
@@ -200,9 +204,6 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let routes = api::routes(&api).map_err(|e| AgentError::Bug(e.to_string()))?;
     admin.joined(&api);
     let (end, ended) = oneshot::channel();
-    if let Some((listener, settings)) = health {
-        observe::serve_health(listener, settings, "{\"agent\":{}}".to_owned(), readiness(&api));
-    }
     if let Some(listener) = prometheus {
         let api = api.clone();
         observe::serve_metrics(listener, Arc::new(move || api.metrics.render(&reading(&api))));
@@ -280,8 +281,13 @@ async fn join(node: &Node, clock: &SharedClock, random: &SharedRandom) -> Result
             NodeError::Attestor(_) if !error.may_pass() => {
                 return Err(AgentError::Refused { reason: error.to_string(), hint: node.how_to_join() });
             }
-            NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) => return Err(error.into()),
-            NodeError::Connect(_) | NodeError::Server(_) | NodeError::Answer(_) | NodeError::Attestor(_) => {
+            NodeError::Keys(_) | NodeError::State(_) | NodeError::Bootstrap(_) | NodeError::CannotRebootstrap => return Err(error.into()),
+            NodeError::Connect(_)
+            | NodeError::Source(_)
+            | NodeError::StartOver
+            | NodeError::Server(_)
+            | NodeError::Answer(_)
+            | NodeError::Attestor(_) => {
                 tracing::warn!(%error, retry_interval = ?retry, "Failed to retrieve attestation result");
                 node.standing.failed(&error.to_string(), clock.now());
                 // Jitter: a rack that comes back after a power cut must not ask in step.
@@ -307,10 +313,11 @@ fn lock_data_dir(config: &Config) -> Result<std::fs::File, AgentError> {
     }
 }
 
-fn readiness(api: &Api) -> observe::Readiness {
-    let api = api.clone();
+/// Asked from the start on: whoever probes an agent that joins gets an answer, and that it is not ready.
+fn readiness(admin: &Admin) -> observe::Readiness {
+    let admin = admin.clone();
     Arc::new(move || {
-        if api.is_healthy() {
+        if admin.is_ready() {
             Ok("{\"agent\":{}}".to_owned())
         } else {
             Err("{\"agent\":{\"make_new_x509_err\":\"the agent has no identity, or has never heard from its server\"}}".to_owned())

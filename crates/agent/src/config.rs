@@ -21,6 +21,7 @@ use countersign_transport::unix;
 use zeroize::Zeroizing;
 
 use crate::other_workload_api::OtherWorkloadApi;
+use crate::trust_source::TrustSource;
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// SVIDs held for workloads by default, as in SPIRE.
@@ -32,26 +33,29 @@ const DELEGATES_MAX: usize = 1024;
 const NOT_YET: &[(&str, &str)] = &[
     ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
     ("log_selectors", "selectors are logged at debug level meanwhile"),
-    ("rebootstrap_delay", "rebootstrapping comes later"),
     ("sds", "the Envoy SDS API comes later; leave the block out"),
-    ("trust_bundle_spiffe_workload_api", "use trust_bundle_path meanwhile"),
-    ("trust_bundle_unix_socket", "use trust_bundle_path meanwhile"),
-    ("trust_bundle_url", "use trust_bundle_path meanwhile"),
 ];
 
 /// How the server is trusted at the first contact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bootstrap {
-    /// By a bundle in a file.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// A SPIFFE bundle document instead of PEM.
-        spiffe_format: bool,
-    },
+    /// By a bundle that the operator gives.
+    From(TrustSource),
     /// Not at all but for its SPIFFE ID.
     Insecure,
 }
+
+/// When an agent gives up a trust bundle that does not know its server, and joins anew with what its source says then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rebootstrap {
+    /// An agent that cannot join anew by itself does not start.
+    pub(crate) always: bool,
+    /// For so long the two must have disagreed.
+    pub(crate) delay: Duration,
+}
+
+/// SPIRE's default.
+const REBOOTSTRAP_DELAY: Duration = Duration::from_secs(600);
 
 /// An agent's configuration, checked.
 #[derive(Clone)]
@@ -88,6 +92,7 @@ pub struct Config {
     pub(crate) key_manager: Arc<dyn KeyManager>,
     pub(crate) node_attestor: Arc<dyn AgentHalf>,
     pub(crate) workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    pub(crate) rebootstrap: Option<Rebootstrap>,
     pub(crate) workload_key_type: KeyType,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
@@ -150,6 +155,7 @@ impl Config {
         let socket_path = socket_path(&mut agent, "socket_path")?.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |(path, _)| path);
         let admin_socket_path = admin_socket_path(&mut agent, &socket_path)?;
         let bootstrap = bootstrap(&mut agent)?;
+        let rebootstrap = rebootstrap(&mut agent, bootstrap == Bootstrap::Insecure)?;
         let token = join_token(&mut agent)?;
         let (key_manager, node_attestor, workload_attestors) = read_plugins(plugins, token, &mut fingerprint)?;
         let authorized_delegates = authorized_delegates(&mut agent, &trust_domain)?;
@@ -173,6 +179,7 @@ impl Config {
             key_manager,
             node_attestor,
             workload_attestors,
+            rebootstrap,
             workload_key_type: workload_key_type(&mut agent)?,
             allow_unauthenticated_verifiers: agent.boolean("allow_unauthenticated_verifiers")?.is_some_and(|b| b.value),
             allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims")?.into_iter().map(|s| s.value).collect(),
@@ -260,28 +267,30 @@ fn workload_key_type(agent: &mut Section) -> Result<KeyType, ConfigError> {
 }
 
 fn bootstrap(agent: &mut Section) -> Result<Bootstrap, ConfigError> {
-    let spiffe_format = match agent.string("trust_bundle_format")? {
-        None => false,
-        Some(text) => match text.value.as_str() {
-            "pem" => false,
-            "spiffe" => true,
-            _ => return Err(text.error("expected pem or spiffe")),
-        },
-    };
     let insecure = agent.boolean("insecure_bootstrap")?.is_some_and(|b| b.value);
-    if let Some(mode) = agent.string("rebootstrap_mode")?
-        && mode.value != "never"
-    {
-        return Err(mode.error("only `never` is supported yet").hint("rebootstrapping comes later"));
-    }
-    match (agent.string("trust_bundle_path")?, insecure) {
-        (Some(path), true) => Err(path.error("trust_bundle_path and insecure_bootstrap exclude each other").hint("keep trust_bundle_path")),
-        (Some(path), false) => Ok(Bootstrap::File { path: PathBuf::from(path.value), spiffe_format }),
-        (None, true) => Ok(Bootstrap::Insecure),
-        (None, false) => Err(agent
-            .error("there is no way to trust the server at the first contact")
+    match TrustSource::configured(agent, insecure)? {
+        Some(source) => Ok(Bootstrap::From(source)),
+        None if insecure => Ok(Bootstrap::Insecure),
+        None => Err(agent
+            .error("trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set")
             .hint("write the server's bundle to a file with `countersign bundle show` and set trust_bundle_path to it")),
     }
+}
+
+/// Whether, and when, the agent gives up a bundle that does not know its server.
+fn rebootstrap(agent: &mut Section, insecure: bool) -> Result<Option<Rebootstrap>, ConfigError> {
+    let delay = agent.duration("rebootstrap_delay")?.map_or(REBOOTSTRAP_DELAY, |d| d.value);
+    let Some(mode) = agent.string("rebootstrap_mode")? else { return Ok(None) };
+    let always = match mode.value.as_str() {
+        "" | "never" => return Ok(None),
+        "auto" => false,
+        "always" => true,
+        other => return Err(mode.error(format!("unknown rebootstrap mode specified: {other}")).hint("expected never, auto or always")),
+    };
+    if insecure {
+        return Err(mode.error("insecure_bootstrap option can not be used with rebootstrapping"));
+    }
+    Ok(Some(Rebootstrap { always, delay }))
 }
 
 /// The join token, from the file or, less safely, from the configuration itself.

@@ -1,6 +1,5 @@
 //! The agent's own identity: attested once, renewed at half of its life, kept on disk before it is used.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,11 +10,10 @@ use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
 use countersign_plugins::node::{AgentHalf, Answers, AttestError, Blame};
-use countersign_transport::client;
 use countersign_transport::client::ConnectError;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
-use countersign_transport::tls::{self, SharedBundles};
+use countersign_transport::tls::SharedBundles;
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{self, attest_agent_request, attest_agent_response};
 use countersign_wire::bundle_api::bundle_client::BundleClient;
@@ -26,10 +24,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::config::{Bootstrap, Config};
+use crate::config::{Bootstrap, Config, Rebootstrap};
 use crate::standing::Standing;
-use crate::state::{AgentData, Files, StateError};
+use crate::state::{AgentData, Attempts, Files, StateError};
 use crate::trust;
+
+mod connect;
 
 /// The two places of the agent's key; a new key always goes into the other one.
 const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
@@ -54,9 +54,18 @@ pub enum NodeError {
     /// The files.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The trust bundle the first contact is verified with.
+    /// The trust bundle the first contact is verified with, in a file that stays as it is.
     #[error("cannot use the trust bundle: {0}")]
     Bootstrap(String),
+    /// The same, from somebody who may answer later.
+    #[error("cannot get the trust bundle: {0}")]
+    Source(String),
+    /// Another bundle took the place of the one that was held, and with it nothing of before counts.
+    #[error("the agent has taken another trust bundle, and must join anew")]
+    StartOver,
+    /// It is to start over by itself when its server has other authorities, and could not.
+    #[error("you have requested rebootstrap support but the NodeAttestor plugin or the spire server configuration is not allowing it")]
+    CannotRebootstrap,
     /// The server answered nonsense.
     #[error("the server's answer is not usable: {0}")]
     Answer(String),
@@ -103,6 +112,10 @@ pub(crate) struct Node {
     /// The key of an attestation that has had no answer yet. It is asked with again, because the server repeats its answer
     /// only to the same key, and a token works only once.
     asking: Mutex<Option<(usize, Arc<KeyPair>)>>,
+    /// How often the source of the bundle was read since the agent trusted its server last, and since when.
+    attempts: Mutex<Option<Attempts>>,
+    /// After how long without a server that the bundle knows a wholly other one is taken from the source; nothing for never.
+    rebootstrap: Mutex<Option<Rebootstrap>>,
     /// How the agent stands with its server.
     pub(crate) standing: Standing,
 }
@@ -131,6 +144,8 @@ impl Node {
             bundles: Arc::new(ArcSwap::default()),
             kept: Mutex::default(),
             asking: Mutex::default(),
+            attempts: Mutex::default(),
+            rebootstrap: Mutex::new(config.rebootstrap),
         }
     }
 
@@ -148,6 +163,7 @@ impl Node {
     pub(crate) fn load(&self) -> Result<Option<Arc<NodeSvid>>, NodeError> {
         let data = self.files.agent_data()?;
         self.check_trust_domain(&data)?;
+        *self.attempts.lock().unwrap_or_else(PoisonError::into_inner) = data.attempts();
         let mut cached = Bundle::empty(self.trust_domain.clone());
         for der in &data.bundle {
             // Roots that have ended prove nothing any more; without one the bootstrap source is used again.
@@ -374,125 +390,6 @@ impl Node {
         Ok(self.files.agent_data_put(&data)?)
     }
 
-    /// Connects to the server, with an SVID or without one.
-    pub(crate) async fn connect(&self, svid: Option<&NodeSvid>) -> Result<Channel, NodeError> {
-        let knows = || self.bundles.load().get(self.trust_domain.name()).is_some();
-        match &self.bootstrap {
-            Bootstrap::Insecure if !knows() => {
-                let config = tls::insecure_client_config(self.admit()).map_err(|e| NodeError::Answer(e.to_string()))?;
-                let channel = client::tls(&self.server.0, self.server.1, Arc::new(config)).await?;
-                if svid.is_none() {
-                    return Ok(channel);
-                }
-                // Joined, but the bundle did not come with it: fetched as at the first contact.
-                self.fetch_bundle(channel).await?;
-                self.connect_trusting(svid, Arc::clone(&self.bundles)).await
-            }
-            Bootstrap::File { path, spiffe_format } if !knows() => {
-                let given = trust::read(&self.trust_domain, path, *spiffe_format).map_err(NodeError::Bootstrap)?;
-                match self.bundle_on_disk()? {
-                    // Everything the agent knew has ended; what was withdrawn before must not come back for that.
-                    Some(ended) => {
-                        let newer = trust::successor(&ended, &ended, &given).ok_or_else(|| NodeError::Bootstrap(nothing_newer(path)))?;
-                        self.adopt(svid, newer, path, Some("all authorities of the cached bundle have ended")).await?;
-                    }
-                    None => self.adopt(svid, given, path, None).await?,
-                }
-                self.connect_trusting(svid, Arc::clone(&self.bundles)).await
-            }
-            Bootstrap::Insecure | Bootstrap::File { .. } => {
-                match (self.connect_trusting(svid, Arc::clone(&self.bundles)).await, &self.bootstrap) {
-                    (Err(NodeError::Connect(error)), Bootstrap::File { path, spiffe_format }) if error.unknown_authority => {
-                        self.connect_after_change(svid, error, path, *spiffe_format).await
-                    }
-                    (connected, _) => connected,
-                }
-            }
-        }
-    }
-
-    /// The server's authority is unknown: the authorities changed while the agent was away, or somebody else answers. The
-    /// operator's file decides, as at the first contact, but only with authorities newer than all the agent knows.
-    async fn connect_after_change(
-        &self,
-        svid: Option<&NodeSvid>,
-        error: ConnectError,
-        path: &Path,
-        spiffe_format: bool,
-    ) -> Result<Channel, NodeError> {
-        let held = self.bundles.load().get(self.trust_domain.name()).map(Arc::clone);
-        let newer = trust::read(&self.trust_domain, path, spiffe_format).and_then(|given| {
-            let none = || Bundle::empty(self.trust_domain.clone());
-            let held = held.unwrap_or_else(|| Arc::new(none()));
-            // Roots that have ended are on disk only.
-            let seen = self.bundle_on_disk().map_err(|e| e.to_string())?.unwrap_or_else(none);
-            trust::successor(&held, &seen, &given).ok_or_else(|| nothing_newer(path))
-        });
-        match newer {
-            Ok(newer) => match self.adopt(svid, newer, path, Some("the cached bundle does not know the server's authority")).await {
-                Ok(()) => self.connect_trusting(svid, Arc::clone(&self.bundles)).await,
-                Err(other) => {
-                    tracing::warn!(error = %other, "Neither the cached bundle nor the newer one of trust_bundle_path fits the server");
-                    Err(error.into())
-                }
-            },
-            Err(reason) => {
-                tracing::warn!(
-                    %reason,
-                    hint = "if the server is yours, write its bundle to trust_bundle_path with `countersign bundle show`; the agent looks there again by itself",
-                    "The cached bundle does not know the server's authority, and trust_bundle_path does not help"
-                );
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Puts another bundle in the place of the cached one, if the server proves itself with it. The caller connects once more,
-    /// so that the connection follows the bundle when that changes. `reason` says why the cached one is replaced; without one
-    /// there was none.
-    async fn adopt(&self, svid: Option<&NodeSvid>, bundle: Bundle, path: &Path, reason: Option<&str>) -> Result<(), NodeError> {
-        let tried: SharedBundles = Arc::new(ArcSwap::from_pointee(BundleSet::from_iter([Arc::new(bundle)])));
-        self.connect_trusting(svid, Arc::clone(&tried)).await?;
-        self.bundles.store(tried.load_full());
-        // Said here, whatever becomes of the connection: from now on the agent believes other authorities.
-        if let Some(reason) = reason {
-            tracing::warn!(reason, trust_bundle_path = %path.display(), "Took the newer bundle of trust_bundle_path, which knows the server");
-        }
-        Ok(())
-    }
-
-    async fn connect_trusting(&self, svid: Option<&NodeSvid>, bundles: SharedBundles) -> Result<Channel, NodeError> {
-        let identity = svid.map(|s| tls::identity(&s.chain, s.pair.pkcs8())).transpose().map_err(|e| NodeError::Answer(e.to_string()))?;
-        let config =
-            tls::client_config(identity, bundles, self.admit(), Arc::clone(&self.clock)).map_err(|e| NodeError::Answer(e.to_string()))?;
-        Ok(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?)
-    }
-
-    fn admit(&self) -> tls::Admit {
-        let server_id = self.trust_domain.server_id();
-        Arc::new(move |id| *id == server_id)
-    }
-
-    /// The roots on disk, those that have ended among them; nothing if there are none.
-    ///
-    /// INVARIANT: a file that cannot be read is an error. Taken for an agent that never knew anything, it would let the whole
-    /// of the operator's file be believed, withdrawn authorities too. Test
-    /// `while_its_file_cannot_be_read_an_agent_whose_authorities_have_ended_believes_nobody`.
-    fn bundle_on_disk(&self) -> Result<Option<Bundle>, StateError> {
-        let found = self.roots(&self.files.agent_data()?);
-        Ok((!found.x509_authorities().is_empty()).then_some(found))
-    }
-
-    fn roots(&self, data: &AgentData) -> Bundle {
-        let mut found = Bundle::empty(self.trust_domain.clone());
-        for der in &data.bundle {
-            if let Ok(certificate) = Certificate::parse(der) {
-                let _ = found.add_x509_authority(certificate, false);
-            }
-        }
-        found
-    }
-
     /// What to do for an agent that cannot attest again by itself.
     pub(crate) fn how_to_join(&self) -> String {
         self.attestor.load().how_to_join()
@@ -502,10 +399,6 @@ impl Node {
     pub(crate) fn attest_with(&self, attestor: Arc<dyn AgentHalf>) {
         self.attestor.store(Arc::new(attestor));
     }
-}
-
-fn nothing_newer(path: &Path) -> String {
-    format!("`{}` holds no authority newer than those the agent knows", path.display())
 }
 
 async fn timeout<T>(call: impl Future<Output = T>) -> Result<T, NodeError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use countersign_identity::pem;
+use countersign_identity::{Timestamp, pem};
 use countersign_plugins::keys::sha256;
 use countersign_transport::files::replace;
 use countersign_wire::node::FollowResponse;
@@ -37,6 +37,42 @@ pub(crate) struct AgentData {
     pub(crate) reattestable: bool,
     /// SPIRE's bootstrap state, passed through as it is.
     rest: serde_json::Map<String, Value>,
+}
+
+/// The source of the bundle has been read so often since then, without a server that proves itself by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attempts {
+    pub(crate) number: u64,
+    pub(crate) started: Timestamp,
+}
+
+/// What Go writes for no time.
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
+/// SPIRE's number for an agent that has known its server before.
+const USE_REBOOTSTRAP: u64 = 2;
+const USE_BOOTSTRAP: u64 = 1;
+
+impl AgentData {
+    /// The attempts under way; nothing if the server was trusted last.
+    pub(crate) fn attempts(&self) -> Option<Attempts> {
+        let started = self.rest.get("bootstrap_start_time")?.as_str().filter(|text| *text != NO_TIME)?;
+        let number = self.rest.get("connection_attempts").and_then(Value::as_u64).unwrap_or_default();
+        Some(Attempts { number, started: Timestamp::parse_rfc3339(started)? })
+    }
+
+    /// Whether the agent has known its server before.
+    pub(crate) fn has_known_server(&self) -> bool {
+        !self.bundle.is_empty() || self.rest.get("bootstrap_use").and_then(Value::as_u64) == Some(USE_REBOOTSTRAP)
+    }
+
+    /// Notes the attempts under way, or that the server is trusted.
+    pub(crate) fn note_attempts(&mut self, attempts: Option<Attempts>) {
+        let knows = attempts.is_none() || self.has_known_server();
+        let started = attempts.map_or_else(|| NO_TIME.to_owned(), |a| a.started.to_string());
+        self.rest.insert("bootstrap_use".to_owned(), (if knows { USE_REBOOTSTRAP } else { USE_BOOTSTRAP }).into());
+        self.rest.insert("bootstrap_start_time".to_owned(), started.into());
+        self.rest.insert("connection_attempts".to_owned(), attempts.map_or(0, |a| a.number).into());
+    }
 }
 
 /// The files of one agent.
@@ -216,6 +252,31 @@ mod tests {
         let mut read = files.agent_data().expect("read");
         read.rest.clear();
         assert_eq!(read, data);
+    }
+
+    #[test]
+    fn attempts_to_reach_the_server_are_kept_in_spires_form() {
+        let (directory, files) = place();
+        let text = || std::fs::read_to_string(directory.path().join("agent-data.json")).expect("there");
+        let attempts = Attempts { number: 3, started: Timestamp::from_secs(1_800_000_000) };
+        let mut data = AgentData::default();
+        data.note_attempts(Some(attempts));
+        files.agent_data_put(&data).expect("kept");
+        let first = "\"bootstrap_use\":1,\"bootstrap_start_time\":\"2027-01-15T08:00:00Z\",\"connection_attempts\":3}";
+        assert!(text().ends_with(first), "{}", text());
+        let mut data = files.agent_data().expect("read");
+        assert_eq!((data.attempts(), data.has_known_server()), (Some(attempts), false));
+        data.note_attempts(None);
+        files.agent_data_put(&data).expect("kept");
+        let trusted = "\"bootstrap_use\":2,\"bootstrap_start_time\":\"0001-01-01T00:00:00Z\",\"connection_attempts\":0}";
+        assert!(text().ends_with(trusted), "{}", text());
+        let data = files.agent_data().expect("read");
+        assert_eq!((data.attempts(), data.has_known_server()), (None, true));
+        // As Go writes it.
+        std::fs::write(directory.path().join("agent-data.json"), text().replace("0001-01-01T00:00:00Z", "2027-01-15T10:00:00.5+02:00"))
+            .expect("written");
+        let begun = files.agent_data().expect("read").attempts().expect("under way");
+        assert_eq!(begun.started, Timestamp::from_millis(1_800_000_000_500));
     }
 
     #[test]

@@ -84,6 +84,8 @@ enum Ended {
     Refused(Reason),
     /// The SVID was renewed: connect anew with it.
     Renewed,
+    /// Another bundle was taken: the SVID is nothing to its server.
+    StartOver,
 }
 
 impl Sync {
@@ -171,7 +173,7 @@ impl Sync {
             };
             let ended = self.follow(&svid, rotator, &mut retry).await;
             match &ended {
-                Ended::Renewed => {}
+                Ended::Renewed | Ended::StartOver => {}
                 Ended::Lost(reason) => self.node.standing.lost(reason, self.clock.now()),
                 Ended::Refused(reason) => {
                     self.node.standing.lost(&format!("the server refuses this agent: {}", reason.as_str_name()), self.clock.now());
@@ -196,6 +198,10 @@ impl Sync {
                     self.forget();
                     return Stop::Banned;
                 }
+                Ended::StartOver => match self.join_again("the server has other authorities").await {
+                    Ok(()) => {}
+                    Err(stop) => return stop,
+                },
                 Ended::Refused(reason) => match self.join_again(reason.as_str_name()).await {
                     Ok(()) => {}
                     Err(stop) => return stop,
@@ -262,6 +268,7 @@ impl Sync {
     async fn follow(&self, svid: &Arc<NodeSvid>, rotator: &Arc<Rotator>, retry: &mut Duration) -> Ended {
         let channel = match self.node.connect(Some(svid)).await {
             Ok(channel) => channel,
+            Err(NodeError::StartOver) => return Ended::StartOver,
             Err(error) => return Ended::Lost(error.to_string()),
         };
         // From here on calls use the new connection: once the server has seen the new SVID, the one before counts no longer.

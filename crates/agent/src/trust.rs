@@ -4,29 +4,13 @@ use std::path::Path;
 
 use countersign_identity::bundle::BUNDLE_BYTES_MAX;
 use countersign_identity::x509::Certificate;
-use countersign_identity::{Bundle, Timestamp, TrustDomain};
+use countersign_identity::{Bundle, Timestamp};
 
-/// Reads the bundle of a file.
+/// Reads a file, as far as a bundle may be long; what is cut off is no bundle.
 ///
 /// # Errors
-/// What is wrong with it, with its path.
-pub(crate) fn read(trust_domain: &TrustDomain, path: &Path, spiffe_format: bool) -> Result<Bundle, String> {
-    let failed = |e: String| format!("`{}`: {e}", path.display());
-    let bytes = read_limited(path).map_err(failed)?;
-    let read = if spiffe_format {
-        Bundle::from_jwks(trust_domain.clone(), &bytes)
-    } else {
-        let text = String::from_utf8(bytes).map_err(|_| failed("it is not text".to_owned()))?;
-        Bundle::from_pem(trust_domain.clone(), &text)
-    };
-    let read = read.map_err(|e| failed(e.to_string()))?;
-    if read.x509_authorities().is_empty() {
-        return Err(failed("no certificates found in trust bundle".to_owned()));
-    }
-    Ok(read)
-}
-
-fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
+/// What the system says.
+pub(crate) fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read as _;
     let limit = u64::try_from(BUNDLE_BYTES_MAX).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();

@@ -48,6 +48,12 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// Reads RFC 3339, with any offset and any fraction of a second.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let parsed = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+        i64::try_from(parsed.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self::from_millis)
+    }
+
     /// RFC 3339 in UTC with whole seconds, as people and logs read it.
     pub fn rfc3339(self) -> String {
         time::OffsetDateTime::from_unix_timestamp(self.secs())

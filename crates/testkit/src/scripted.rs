@@ -48,6 +48,9 @@ pub const ISSUE: &str = "/countersign.agent.v1.Node/Issue";
 /// The token of every JWT-SVID; nobody looks into it on the way.
 pub const TOKEN: &str = "a.scripted.token";
 
+/// A node that shows this may attest again.
+pub const AGAIN: &str = "again";
+
 /// How long X509-SVIDs live.
 const SVID_LIFETIME: Duration = Duration::from_secs(3600);
 const JWT_LIFETIME: Duration = Duration::from_secs(300);
@@ -487,7 +490,8 @@ async fn attest(
     };
     let csr = params.params.map(|p| p.csr).unwrap_or_default();
     let svid = Some(shared.certify(&spiffe_id("/spire/agent/join_token/scripted"), &csr)?);
-    let result = attest_agent_response::Result { svid, reattestable: false };
+    let reattestable = params.data.is_some_and(|data| data.payload == AGAIN.as_bytes());
+    let result = attest_agent_response::Result { svid, reattestable };
     let answer = agent::AttestAgentResponse { step: Some(attest_agent_response::Step::Result(result)) };
     Ok(Response::new(Box::pin(tokio_stream::iter([Ok(answer)]))))
 }

@@ -1,5 +1,6 @@
 //! Connections to our own services: over TLS to a server, over a Unix socket to whoever listens there.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,6 +77,16 @@ pub async fn unix(path: &Path) -> Result<Channel, ConnectError> {
         reason: chain(&e),
         unknown_authority: false,
     })
+}
+
+/// Connects in clear text to a service on this address.
+///
+/// # Errors
+/// Nothing listens there.
+pub async fn tcp(address: SocketAddr) -> Result<Channel, ConnectError> {
+    let failed = |reason| ConnectError { target: address.to_string(), reason, unknown_authority: false };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| failed(chain(&e)))?;
+    endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|e| failed(chain(&e)))
 }
 
 /// The innermost cause, which is the one that says something.

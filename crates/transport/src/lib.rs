@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod experimental;
 pub mod files;
+pub mod https;
 pub mod limits;
 pub mod mutual;
 pub mod observe;

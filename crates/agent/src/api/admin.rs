@@ -123,6 +123,11 @@ impl Admin {
         self.0.joined.get().ok_or_else(|| Status::unavailable("the agent has not joined its trust domain yet"))
     }
 
+    /// Whether workloads can be served.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.joined.get().is_some_and(Api::is_healthy)
+    }
+
     /// How long the agent has been running.
     pub(super) fn uptime(&self) -> Duration {
         self.0.clock.steady().saturating_sub(self.0.started)

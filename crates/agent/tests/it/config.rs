@@ -68,7 +68,7 @@ fn what_is_missing_is_named() {
         "    insecure_bootstrap = true\n",
         "",
         &expect![[r#"
-        agent.conf:1: `agent`: there is no way to trust the server at the first contact
+        agent.conf:1: `agent`: trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set
         hint: write the server's bundle to a file with `countersign bundle show` and set trust_bundle_path to it"#]],
     );
     expect![[r#"
@@ -121,15 +121,16 @@ fn what_is_wrong_is_shown_with_its_place() {
     added(
         "trust_bundle_path = \"bundle.pem\"",
         &expect![[r#"
-        agent.conf:6: `agent.trust_bundle_path`: trust_bundle_path and insecure_bootstrap exclude each other
+        agent.conf:6: `agent.trust_bundle_path`: only one of insecure_bootstrap or trust_bundle_path can be specified, not both
         hint: keep trust_bundle_path"#]],
     );
-    added("trust_bundle_format = \"der\"", &expect!["agent.conf:6: `agent.trust_bundle_format`: expected pem or spiffe"]);
+    added(
+        "trust_bundle_format = \"der\"",
+        &expect!["agent.conf:6: `agent.trust_bundle_format`: invalid value for trust_bundle_format, expected \"pem\" or \"spiffe\""],
+    );
     added(
         "rebootstrap_mode = \"auto\"",
-        &expect![[r#"
-        agent.conf:6: `agent.rebootstrap_mode`: only `never` is supported yet
-        hint: rebootstrapping comes later"#]],
+        &expect!["agent.conf:6: `agent.rebootstrap_mode`: insecure_bootstrap option can not be used with rebootstrapping"],
     );
     added("x509_svid_cache_max_size = -1", &expect!["agent.conf:6: `agent.x509_svid_cache_max_size`: must not be negative"]);
     added(

@@ -35,6 +35,7 @@ mod requirements;
 mod restart;
 mod reused_pid;
 mod rotation;
+mod sources;
 mod support;
 mod survival;
 mod trust;

@@ -25,11 +25,12 @@ pub struct Puppet {
     pub agent: Option<Running>,
     /// More lines in the `agent` block.
     pub extra: &'static str,
+    pub token: &'static str,
 }
 
 impl Puppet {
     pub fn of(server: Scripted, clock: VirtualClock) -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), clock, server, agent: None, extra: "" }
+        Self { directory: tempfile::tempdir().unwrap(), clock, server, agent: None, extra: "", token: "token" }
     }
 
     /// With a server that has one authority, which the agent's file knows, and an entry for every process of this user.
@@ -62,7 +63,7 @@ impl Puppet {
     }
 
     pub async fn start_agent(&mut self) {
-        let mut text = agent_configuration(self.directory.path(), self.server.port(), Some("token"), self.extra);
+        let mut text = agent_configuration(self.directory.path(), self.server.port(), Some(self.token), self.extra);
         if self.extra.contains("insecure_bootstrap") {
             text = text.lines().filter(|l| !l.contains("trust_bundle_path")).collect::<Vec<_>>().join("\n");
         }

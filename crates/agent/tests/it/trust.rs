@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use countersign_testkit::clock::VirtualClock;
-use countersign_testkit::domain::until;
-use countersign_testkit::scripted::{Authority, Scripted, bundle_of};
+use countersign_testkit::domain::{own_uid, until};
+use countersign_testkit::scripted::{AGAIN, ATTEST, Authority, FOLLOW, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
+use countersign_wire::types;
 use tonic::Code;
 
 use crate::puppet::Puppet;
-use crate::support::{World, verify};
+use crate::support::{World, message, verify};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -105,4 +106,93 @@ async fn an_authority_that_was_withdrawn_does_not_come_back_from_an_old_file() {
     world.cut();
     world.is_shunned().await;
     world.agent.take().unwrap().stop().await;
+}
+
+/// Two authorities of which the second is no newer than the first, so that only an agent that starts over believes it.
+async fn two_authorities(extra: &'static str, token: &'static str) -> (Puppet, Arc<Authority>, Arc<Authority>) {
+    let clock = VirtualClock::at_present();
+    let authority = |age: u32| Arc::new(Authority::new(clock.now().before(DAY * age), clock.now().after(DAY * 100)).unwrap());
+    let (held, other) = (authority(10), authority(20));
+    let server = Scripted::start(Arc::clone(&held), Arc::new(clock.clone())).await.unwrap();
+    server.register(vec![types::Entry { id: "web".to_owned(), ..message("/web", &[own_uid()]) }]);
+    let mut puppet = Puppet::of(server, clock);
+    puppet.trust(&[&held]);
+    (puppet.extra, puppet.token) = (extra, token);
+    (puppet, held, other)
+}
+
+fn bootstrap_state(world: &Puppet) -> (u64, bool, u64) {
+    let data: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(world.file("agent-data.json")).unwrap()).unwrap();
+    let is_under_way = data["bootstrap_start_time"] != "0001-01-01T00:00:00Z";
+    (data["bootstrap_use"].as_u64().unwrap(), is_under_way, data["connection_attempts"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_may_start_over_takes_another_bundle_after_the_delay_and_serves_meanwhile() {
+    let (mut world, held, other) = two_authorities("rebootstrap_mode = \"auto\"\nrebootstrap_delay = \"20m\"", AGAIN).await;
+    world.start_agent().await;
+    let workload = world.workload().await;
+    let before = until("a workload has its SVID", || async {
+        world.clock.advance(Duration::from_millis(500));
+        workload.x509_svid_within(SHORT).await.ok()
+    });
+    let before = before.await.unwrap();
+    assert_eq!(bootstrap_state(&world), (2, false, 0), "in SPIRE's form: a server that was trusted last");
+    let attested = world.server.calls(ATTEST);
+    world.server.publish(bundle_of(&[&other]).unwrap());
+    world.server.present(Arc::clone(&other)).unwrap();
+    world.trust(&[&other]);
+    world.cut();
+    let since = world.clock.now();
+    world.is_shunned().await;
+    let (used, is_under_way, attempts) = bootstrap_state(&world);
+    assert!(used == 2 && is_under_way && attempts > 0, "{used} {attempts}");
+    // A restart forgets nothing of that.
+    world.agent.take().unwrap().stop().await;
+    world.start_agent().await;
+    let workload = world.workload().await;
+    let followed = world.server.calls(FOLLOW);
+    until("the agent has started over", || async {
+        world.clock.advance(Duration::from_secs(10));
+        (world.server.calls(FOLLOW) > followed).then_some(())
+    })
+    .await
+    .unwrap();
+    assert!(world.clock.now().since(since) >= Duration::from_secs(20 * 60), "not before the delay is over");
+    assert_eq!(world.server.calls(ATTEST), attested + 1);
+    let after = until("a workload has an SVID of the other authority", || async {
+        world.clock.advance(Duration::from_secs(1));
+        workload.x509_svid_within(SHORT).await.ok().filter(|m| m.svids[0].x509_svid != before.svids[0].x509_svid)
+    });
+    verify(&after.await.unwrap().svids[0], world.clock.now());
+    assert_eq!(bootstrap_state(&world), (2, false, 0));
+    world.server.present(held).unwrap();
+    world.cut();
+    world.is_shunned().await;
+    world.agent.take().unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cannot_join_again_never_starts_over() {
+    // By default no agent does, and one that joined with a token could not join again.
+    for (extra, token) in [("rebootstrap_delay = \"1s\"", AGAIN), ("rebootstrap_mode = \"auto\"\nrebootstrap_delay = \"1s\"", "token")] {
+        let (mut world, _, other) = two_authorities(extra, token).await;
+        world.start_agent().await;
+        world.server.present(Arc::clone(&other)).unwrap();
+        world.trust(&[&other]);
+        world.cut();
+        world.is_shunned().await;
+        world.agent.take().unwrap().stop().await;
+    }
+    let (world, ..) = two_authorities("", "token").await;
+    let text = countersign_testkit::domain::agent_configuration(
+        &world.file(""),
+        world.server.port(),
+        Some("token"),
+        "rebootstrap_mode = \"always\"",
+    );
+    let config = countersign_agent::Config::read(countersign_config::parse("agent.conf", &text).unwrap()).unwrap();
+    let random = Arc::new(countersign_transport::random::Seeded::new(1));
+    let refused = countersign_agent::start(&config, Arc::new(world.clock.clone()), random, "test").await.unwrap_err();
+    assert!(refused.to_string().contains("you have requested rebootstrap support but the NodeAttestor plugin"), "{refused}");
 }
