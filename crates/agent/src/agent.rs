@@ -93,6 +93,8 @@ pub struct Running {
     api: Api,
     node: Arc<Node>,
     ended: oneshot::Receiver<End>,
+    /// Whether there is a public socket.
+    is_public: bool,
     _admin_socket: Option<SocketFile>,
     _lock: std::fs::File,
 }
@@ -135,7 +137,10 @@ impl Running {
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} }).await;
         self.tasks.shutdown().await;
-        let _ = std::fs::remove_file(&self.socket_path);
+        // Without one of its own, what is there is somebody else's.
+        if self.is_public {
+            let _ = std::fs::remove_file(&self.socket_path);
+        }
     }
 }
 
@@ -181,8 +186,8 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let sync =
         Arc::new(Sync::new(Arc::clone(&node), Arc::clone(&cache), files, Arc::clone(&clock), Arc::clone(&random), version.to_owned()));
     sync.restore(&svid);
-    let rotator =
-        Arc::new(Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), config.workload_key_type, Arc::clone(&metrics)));
+    let rotator = Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), config.workload_key_type, Arc::clone(&metrics));
+    let rotator = Arc::new(rotator.with_availability(config.availability_target));
     rotator.want_entries(&cache.entries());
     let jwts = Arc::new(Jwts::new(Arc::clone(&sync), Arc::clone(&clock), random, Arc::clone(&metrics), config.jwt_svid_cache_max_size));
     let api = Api(Arc::new(Context {
@@ -198,9 +203,10 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         last_reload: observe::LastReload::default(),
         allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
         allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims.clone(),
+        log_selectors: config.log_selectors.clone(),
     }));
 
-    let listener = unix::listen(&config.socket_path, 0o755, 0o777)?;
+    let listener = if config.disable_workload_api { None } else { Some(unix::listen(&config.socket_path, 0o755, 0o777)?) };
     let routes = api::routes(&api).map_err(|e| AgentError::Bug(e.to_string()))?;
     admin.joined(&api);
     let (end, ended) = oneshot::channel();
@@ -210,15 +216,24 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     }
     let issuer: Arc<dyn Issuer> = Arc::clone(&sync) as Arc<dyn Issuer>;
     tasks.spawn(Arc::clone(&rotator).run(issuer));
-    let serving = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .layer(SecurityHeaderLayer)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(unix::incoming(listener), async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        });
+    let stopping = async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let (address, is_public) = (config.socket_path.display(), listener.is_some());
+    let serving = async move {
+        let Some(listener) = listener else {
+            stopping.await;
+            return Ok(());
+        };
+        Server::builder()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .layer(SecurityHeaderLayer)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(unix::incoming(listener), stopping)
+            .await
+    };
     tasks.spawn(async move {
         let following = sync.run(rotator);
         let reason = tokio::select! {
@@ -233,8 +248,13 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         };
         let _ = end.send(reason);
     });
-    tracing::info!(address = %config.socket_path.display(), network = "unix", apis = "Workload API", "Starting agent APIs");
-    Ok(Running { socket_path: config.socket_path.clone(), stop, tasks, api, node, ended, _admin_socket: admin_socket, _lock: lock })
+    if is_public {
+        tracing::info!(%address, network = "unix", apis = "Workload API", "Starting agent APIs");
+    } else {
+        tracing::info!(apis = "Workload and SDS APIs", "Skipping agent APIs because public endpoint is disabled");
+    }
+    let socket_path = config.socket_path.clone();
+    Ok(Running { socket_path, stop, tasks, api, node, ended, is_public, _admin_socket: admin_socket, _lock: lock })
 }
 
 /// Opens the admin socket. Everybody may connect, because every process may ask about itself; who may ask what is decided by

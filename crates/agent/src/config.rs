@@ -30,12 +30,6 @@ const CACHE_SIZE: usize = 1000;
 /// Most delegates: each call of one compares with all of them, and a node has one or two.
 const DELEGATES_MAX: usize = 1024;
 
-const NOT_YET: &[(&str, &str)] = &[
-    ("availability_target", "SVIDs are renewed at half of their life meanwhile"),
-    ("log_selectors", "selectors are logged at debug level meanwhile"),
-    ("sds", "the Envoy SDS API comes later; leave the block out"),
-];
-
 /// How the server is trusted at the first contact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bootstrap {
@@ -94,6 +88,12 @@ pub struct Config {
     pub(crate) workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
     pub(crate) rebootstrap: Option<Rebootstrap>,
     pub(crate) workload_key_type: KeyType,
+    /// How much life every X509-SVID is to have left, always.
+    pub(crate) availability_target: Option<Duration>,
+    /// Beginnings of selectors that may stand in the log where somebody is denied.
+    pub(crate) log_selectors: Vec<String>,
+    /// No public socket.
+    pub(crate) disable_workload_api: bool,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
     pub(crate) x509_svid_cache_max_size: usize,
@@ -138,11 +138,6 @@ impl Config {
         let plugins = plugins.ok_or_else(|| top.error("plugins section must be configured").hint("add a `plugins { … }` block"))?;
         let mut agent = agent.ok_or_else(|| top.error("agent section must be configured").hint("add an `agent { … }` block"))?;
         top.finish()?;
-        for (key, why) in NOT_YET {
-            if let Some(found) = agent.take_any(key) {
-                return Err(found.error("is recognised but not supported yet").hint(*why));
-            }
-        }
         let trust_domain = required(&mut agent, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
         let server_address = required(&mut agent, "server_address")?.value;
         read_profiling(&mut agent)?;
@@ -153,7 +148,8 @@ impl Config {
         let server_port = agent.port("server_port")?.ok_or_else(|| agent.missing("server_port"))?.value;
         let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
         let socket_path = socket_path(&mut agent, "socket_path")?.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |(path, _)| path);
-        let admin_socket_path = admin_socket_path(&mut agent, &socket_path)?;
+        let disable_workload_api = disable_workload_api(&mut agent)?;
+        let admin_socket_path = admin_socket_path(&mut agent, Some(socket_path.as_path()).filter(|_| !disable_workload_api))?;
         let bootstrap = bootstrap(&mut agent)?;
         let rebootstrap = rebootstrap(&mut agent, bootstrap == Bootstrap::Insecure)?;
         let token = join_token(&mut agent)?;
@@ -181,6 +177,9 @@ impl Config {
             workload_attestors,
             rebootstrap,
             workload_key_type: workload_key_type(&mut agent)?,
+            availability_target: availability_target(&mut agent)?,
+            log_selectors: log_selectors(&mut agent)?,
+            disable_workload_api,
             allow_unauthenticated_verifiers: agent.boolean("allow_unauthenticated_verifiers")?.is_some_and(|b| b.value),
             allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims")?.into_iter().map(|s| s.value).collect(),
             x509_svid_cache_max_size: size(&mut agent, "x509_svid_cache_max_size")?,
@@ -201,11 +200,12 @@ fn socket_path(agent: &mut Section, key: &'static str) -> Result<Option<(PathBuf
 }
 
 /// The directory of the Workload API is what is mounted into containers; the admin API must not come along. SPIRE's rule.
-fn admin_socket_path(agent: &mut Section, public: &Path) -> Result<Option<PathBuf>, ConfigError> {
+fn admin_socket_path(agent: &mut Section, public: Option<&Path>) -> Result<Option<PathBuf>, ConfigError> {
     let Some((path, text)) = socket_path(agent, "admin_socket_path")? else { return Ok(None) };
     if text.value.is_empty() {
         return Err(text.error("expected a path").hint("leave the line out for an agent without admin API"));
     }
+    let Some(public) = public else { return Ok(Some(path)) };
     let directory = |path: &Path| lexical(path).parent().map_or_else(PathBuf::new, Path::to_owned);
     let (public, admin) = (directory(public), directory(&path));
     let is_below = |admin: &Path, public: &Path| admin.starts_with(public);
@@ -258,9 +258,54 @@ fn size(agent: &mut Section, key: &'static str) -> Result<usize, ConfigError> {
     }
 }
 
+/// Whether there is no public socket. Without SDS, which comes later, it is there for the Workload API alone.
+fn disable_workload_api(agent: &mut Section) -> Result<bool, ConfigError> {
+    let workload_api = agent.boolean("disable_workload_api")?;
+    let no_sds = agent.boolean("disable_sds_api")?.is_some_and(|b| b.value);
+    if let Some(mut sds) = agent.section("sds")? {
+        for name in ["default_svid_name", "default_bundle_name", "default_all_bundles_name"] {
+            sds.string(name)?;
+        }
+        sds.boolean("disable_spiffe_cert_validation")?;
+        if !no_sds {
+            return Err(sds
+                .error("the Envoy SDS API is recognised but not supported yet")
+                .hint("leave the block out, or set disable_sds_api = true, if no Envoy on this node uses it"));
+        }
+        sds.finish()?;
+    }
+    match workload_api {
+        Some(disabled) if disabled.value && !no_sds => Err(disabled
+            .error("it leaves the Envoy SDS API alone on the socket, which is recognised but not supported yet")
+            .hint("set disable_sds_api = true as well, for an agent without public socket")),
+        disabled => Ok(disabled.is_some_and(|b| b.value)),
+    }
+}
+
+/// SPIRE's smallest: less is what half of an ordinary life leaves anyway.
+const AVAILABILITY_TARGET_MIN: Duration = Duration::from_secs(24 * 3600);
+
+fn availability_target(agent: &mut Section) -> Result<Option<Duration>, ConfigError> {
+    match agent.duration("availability_target")? {
+        Some(target) if target.value < AVAILABILITY_TARGET_MIN => Err(target.error("availability_target must be at least 24h0m0s")),
+        target => Ok(target.map(|t| t.value)),
+    }
+}
+
+/// Most prefixes: each selector of whoever is denied is compared with all of them.
+const LOG_SELECTORS_MAX: usize = 256;
+
+fn log_selectors(agent: &mut Section) -> Result<Vec<String>, ConfigError> {
+    let prefixes = agent.strings("log_selectors")?;
+    match prefixes.get(LOG_SELECTORS_MAX) {
+        Some(one_too_many) => Err(one_too_many.error(format!("at most {LOG_SELECTORS_MAX} prefixes are allowed"))),
+        None => Ok(prefixes.into_iter().map(|s| s.value).collect()),
+    }
+}
+
 fn workload_key_type(agent: &mut Section) -> Result<KeyType, ConfigError> {
     let Some(text) = agent.string("workload_x509_svid_key_type")? else { return Ok(KeyType::EcP256) };
-    match KeyType::parse(&text.value) {
+    match KeyType::parse(&text.value.to_ascii_lowercase()) {
         Some(kind) if kind != KeyType::Rsa4096 => Ok(kind),
         _ => Err(text.error(format!("`{}` is not a key type for workloads, expected ec-p256, ec-p384 or rsa-2048", text.value))),
     }

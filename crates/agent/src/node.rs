@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::{next_renewal, renewal_after_start};
+use countersign_identity::rotation::renewal_after_start;
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp, TrustDomain};
 use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
@@ -25,6 +25,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::config::{Bootstrap, Config, Rebootstrap};
+use crate::rotate::renewal;
 use crate::standing::Standing;
 use crate::state::{AgentData, Attempts, Files, StateError};
 use crate::trust;
@@ -100,6 +101,7 @@ pub(crate) struct Node {
     trust_domain: TrustDomain,
     server: (String, u16),
     bootstrap: Bootstrap,
+    availability_target: Option<Duration>,
     attestor: ArcSwap<Arc<dyn AgentHalf>>,
     keys: Arc<dyn KeyManager>,
     files: Files,
@@ -135,6 +137,7 @@ impl Node {
             trust_domain: config.trust_domain.clone(),
             server: (config.server_address.clone(), config.server_port),
             bootstrap: config.bootstrap.clone(),
+            availability_target: config.availability_target,
             attestor: ArcSwap::from_pointee(Arc::clone(&config.node_attestor)),
             keys: Arc::clone(&config.key_manager),
             files,
@@ -204,7 +207,13 @@ impl Node {
         }
         let slot = SLOTS.iter().position(|slot| self.keys.pair(slot).is_some_and(|p| *p.public_key() == leaf.public_key))?;
         let pair = self.keys.pair(SLOTS.get(slot)?)?;
-        let renew_at = renewal_after_start(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction());
+        let spread = self.random.fraction();
+        let renew_at = renewal_after_start(self.clock.now(), leaf.not_before, leaf.not_after, spread).min(renewal(
+            self.availability_target,
+            self.clock.now(),
+            &leaf,
+            spread,
+        ));
         self.svid(data.svid, pair, data.reattestable, slot).ok().map(|svid| Arc::new(NodeSvid { renew_at, ..svid }))
     }
 
@@ -218,7 +227,7 @@ impl Node {
         if leaf.public_key != *pair.public_key() {
             return Err(refuse("is for another key"));
         }
-        let renew_at = next_renewal(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction());
+        let renew_at = renewal(self.availability_target, self.clock.now(), &leaf, self.random.fraction());
         Ok(NodeSvid { id, serial_number: leaf.serial_decimal(), expires_at: leaf.not_after, chain, pair, renew_at, reattestable, slot })
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::key::KeyType;
-use countersign_identity::rotation::next_renewal;
+use countersign_identity::rotation::{next_renewal, renewal_by_availability};
 use countersign_identity::x509::Certificate;
 use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_plugins::Pending;
@@ -140,6 +140,7 @@ pub(crate) struct Rotator {
     clock: SharedClock,
     random: SharedRandom,
     key_type: KeyType,
+    availability_target: Option<Duration>,
     metrics: Arc<Metrics>,
     plan: Mutex<Plan>,
     wake: Notify,
@@ -147,7 +148,13 @@ pub(crate) struct Rotator {
 
 impl Rotator {
     pub(crate) fn new(cache: Arc<Cache>, clock: SharedClock, random: SharedRandom, key_type: KeyType, metrics: Arc<Metrics>) -> Self {
-        Self { cache, clock, random, key_type, metrics, plan: Mutex::default(), wake: Notify::new() }
+        let (plan, wake) = (Mutex::default(), Notify::new());
+        Self { cache, clock, random, key_type, availability_target: None, metrics, plan, wake }
+    }
+
+    /// Renews so early that every SVID always has this much life left.
+    pub(crate) fn with_availability(self, target: Option<Duration>) -> Self {
+        Self { availability_target: target, ..self }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Plan> {
@@ -326,11 +333,22 @@ impl Rotator {
             chain: chain.concat(),
             key: pair.pkcs8().clone(),
             expires_at: leaf.not_after,
-            renew_at: next_renewal(self.clock.now(), leaf.not_before, leaf.not_after, self.random.fraction()),
+            renew_at: renewal(self.availability_target, self.clock.now(), &leaf, self.random.fraction()),
             dns_names: entry.dns_names.clone(),
             ttl: entry.x509_svid_ttl,
         }))
     }
+}
+
+/// When to renew an SVID that was received now, of a workload or of the agent itself.
+pub(crate) fn renewal(availability_target: Option<Duration>, now: Timestamp, leaf: &Certificate, spread: f64) -> Timestamp {
+    let by_availability = availability_target.map(|target| renewal_by_availability(now, leaf.not_before, leaf.not_after, target, spread));
+    if by_availability == Some(None) {
+        tracing::warn!(
+            "X509 SVID lifetime isn't long enough to guarantee the availability_target, falling back to the default rotation strategy"
+        );
+    }
+    by_availability.flatten().unwrap_or_else(|| next_renewal(now, leaf.not_before, leaf.not_after, spread))
 }
 
 #[cfg(test)]

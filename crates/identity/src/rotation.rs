@@ -43,6 +43,26 @@ pub fn renewal_after_start(now: Timestamp, not_before: Timestamp, not_after: Tim
     renew_at(not_before, not_after, spread).max(now.after(soonest))
 }
 
+/// How much longer than the availability target an SVID must live for it to be kept: less would be renewed all day. SPIRE's.
+pub const AVAILABILITY_GRACE: Duration = Duration::from_secs(12 * 3600);
+/// Renewals by the availability target are spread over this time before it.
+pub const AVAILABILITY_SPREAD: Duration = Duration::from_secs(600);
+
+/// When to renew a credential, received now, of which this much life is always to be left: earlier than [`next_renewal`] says
+/// if it must be. Nothing if it does not live long enough for that.
+pub fn renewal_by_availability(
+    now: Timestamp,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    target: Duration,
+    spread: f64,
+) -> Option<Timestamp> {
+    let grace = not_after.since(not_before).checked_sub(target).filter(|grace| *grace > AVAILABILITY_GRACE)?;
+    let spread_by = AVAILABILITY_SPREAD.mul_f64(if spread.is_nan() { 0.0 } else { spread.clamp(0.0, 1.0) });
+    let by_target = not_before.after(grace.saturating_sub(spread_by)).max(now.after(RENEWAL_PAUSE_MIN));
+    Some(next_renewal(now, not_before, not_after, spread).min(by_target))
+}
+
 /// When the successor of an authority is prepared: half of its life, at most 30 days, before its end.
 pub fn prepare_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
     not_after.before((not_after.since(not_before) / 2).min(PREPARE_LEAD_MAX))

@@ -45,6 +45,7 @@ pub(crate) struct Context {
     pub(crate) last_reload: LastReload,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
+    pub(crate) log_selectors: Vec<String>,
 }
 
 /// A handle on the context; what every service is made of.

@@ -32,6 +32,9 @@ pub(super) const NO_IDENTITY: &str = "no identity issued";
 /// A waiting call answers this much before the caller's deadline, so that the answer still arrives.
 const BEFORE_DEADLINE: Duration = Duration::from_millis(50);
 
+/// Most selectors in one line of the log: a process may have 65,536 groups.
+const LOGGED_SELECTORS_MAX: usize = 256;
+
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for Api {
     type FetchX509SVIDStream = Messages<wire::X509svidResponse>;
@@ -171,10 +174,19 @@ impl Api {
         self.metrics.called("any", "PermissionDenied");
         let (pid, uid, gid) = (caller.peer.pid, caller.peer.uid, caller.peer.gid);
         let hint = format!("countersign explain --pid {pid}");
-        tracing::error!(service = "WorkloadAPI", pid, uid, registered = false, hint, "No identity issued");
+        let selectors = self.loggable(&caller.selectors);
+        tracing::error!(service = "WorkloadAPI", pid, uid, registered = false, selectors, hint, "No identity issued");
         let selectors = Arc::clone(&caller.selectors);
         self.denials.note(Denied { pid, uid, gid, at: self.clock.now(), selectors, selectors_left_out: 0 });
         Status::permission_denied(NO_IDENTITY)
+    }
+
+    /// Those of the selectors that `log_selectors` lets into the log; nothing if there are none.
+    fn loggable(&self, selectors: &[Selector]) -> Option<String> {
+        let is_under = |text: &str, prefix: &str| text.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        let is_wanted = |text: &&str| self.log_selectors.iter().any(|prefix| is_under(text, prefix));
+        let wanted: Vec<&str> = selectors.iter().map(Selector::as_str).filter(is_wanted).take(LOGGED_SELECTORS_MAX).collect();
+        (!wanted.is_empty()).then(|| wanted.join(","))
     }
 
     /// A token for one identity.

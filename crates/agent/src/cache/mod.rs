@@ -258,8 +258,8 @@ impl Cache {
         self.read().held < self.max_svids
     }
 
-    /// Keeps an SVID, if its entry is still as it was asked for. Beyond the limit the one goes that was used longest ago
-    /// and that no stream is subscribed to.
+    /// Keeps an SVID, if its entry is still as it was asked for. Beyond the limit those go that were used longest ago and that
+    /// no stream is subscribed to.
     pub(crate) fn svid_put(&self, entry_id: &str, svid: Arc<Svid>) -> bool {
         tracing::trace!(hop = "keeps the SVID and wakes the stream");
         let entry = {
@@ -274,7 +274,7 @@ impl Cache {
                 state.held += 1;
             }
             if state.held > self.max_svids {
-                state.evict(entry_id, &self.subscribers);
+                state.evict(entry_id, self.max_svids, &self.subscribers);
             }
             entry
         };
@@ -339,16 +339,15 @@ impl State {
         }
     }
 
-    fn evict(&mut self, keep: &str, subscribers: &Subscribers) {
-        let oldest = self
-            .entries
-            .iter()
-            .filter(|(id, h)| h.svid.is_some() && &***id != keep && !subscribers.concerns(&h.entry))
-            .min_by_key(|(_, h)| h.used)
-            .map(|(id, _)| Arc::clone(id));
-        if let Some(held) = oldest.and_then(|id| self.entries.get_mut(&id)) {
-            held.svid = None;
-            self.held -= 1;
+    fn evict(&mut self, keep: &str, max: usize, subscribers: &Subscribers) {
+        let may_go = |(id, h): &(&Arc<str>, &Held)| h.svid.is_some() && &***id != keep && !subscribers.concerns(&h.entry);
+        let mut unused: Vec<(u64, Arc<str>)> = self.entries.iter().filter(may_go).map(|(id, h)| (h.used, Arc::clone(id))).collect();
+        unused.sort_unstable();
+        for (_, id) in unused.into_iter().take(self.held.saturating_sub(max)) {
+            if let Some(held) = self.entries.get_mut(&id) {
+                held.svid = None;
+                self.held -= 1;
+            }
         }
     }
 }

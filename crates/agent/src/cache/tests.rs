@@ -218,17 +218,16 @@ proptest! {
                         row.failed = false;
                         let subscribed = |e: &Entry| streams.iter().any(|(bits, _)| e.selectors.iter().all(|s| selectors(*bits).contains(s)));
                         let may_go = |row: &&Row| row.svid.is_some() && row.entry.id != id(number) && !subscribed(&row.entry);
-                        let oldest = model.rows.values().filter(may_go).map(|row| row.used).min();
-                        // Each one put goes for one at most; more than the limit stay only if all are in use.
-                        if let Some(oldest) = oldest.filter(|_| model.held() > MAX) {
-                            let gone: Vec<_> =
-                                model.rows.values().filter(|row| row.svid.is_some() && cache.identity(&row.entry.id).is_some_and(|i| i.svid.is_none())).cloned().collect();
-                            prop_assert_eq!(gone.len(), 1);
-                            for row in gone {
-                                prop_assert!(may_go(&&row) && row.used == oldest, "{} had to stay", row.entry.id);
-                                if let Some(row) = model.rows.get_mut(&row.entry.id) {
-                                    row.svid = None;
-                                }
+                        let candidates: Vec<Row> = model.rows.values().filter(may_go).cloned().collect();
+                        let (gone, stay): (Vec<Row>, Vec<Row>) =
+                            candidates.into_iter().partition(|row| cache.identity(&row.entry.id).is_some_and(|i| i.svid.is_none()));
+                        // As many as are too many, the oldest of those that may go.
+                        prop_assert_eq!(gone.len(), model.held().saturating_sub(MAX).min(gone.len() + stay.len()));
+                        let (newest_gone, oldest_stay) = (gone.iter().map(|r| r.used).max(), stay.iter().map(|r| r.used).min());
+                        prop_assert!(newest_gone.zip(oldest_stay).is_none_or(|(gone, stays)| gone <= stays));
+                        for row in gone {
+                            if let Some(row) = model.rows.get_mut(&row.entry.id) {
+                                row.svid = None;
                             }
                         }
                     }

@@ -225,12 +225,6 @@ fn what_is_unknown_or_not_there_yet_is_said_to_be() {
         agent.conf:6: unknown configuration detected: `agent.socket_pth`
         hint: did you mean `socket_path`?"#]],
     );
-    added(
-        "availability_target = \"24h\"",
-        &expect![[r#"
-        agent.conf:6: `agent.availability_target`: is recognised but not supported yet
-        hint: SVIDs are renewed at half of their life meanwhile"#]],
-    );
     check(
         "KeyManager \"memory\"",
         "KeyManager \"kms\"",

@@ -34,6 +34,22 @@ async fn an_svid_is_renewed_before_half_of_its_life_with_a_new_key_on_the_open_s
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn with_an_availability_target_an_svid_is_renewed_while_that_much_life_is_left() {
+    let (world, clock) = World::still("agent_ttl = \"40h\"\nca_ttl = \"2000h\"", "availability_target = \"24h\"").await;
+    world.entry_with("/web", |e| e.x509_svid_ttl = 40 * 3600).await;
+    let mut stream = world.workload().await.x509_svids().await.unwrap();
+    let before = next(&mut stream).await.svids.remove(0);
+    // Two fifths of its life, 16 hours, when it would usually be renewed at the earliest, are the latest now.
+    clock.advance(HOUR * 15 + HOUR / 2);
+    assert!(tokio::time::timeout(Duration::from_millis(20), stream.message()).await.is_err(), "renewed too early");
+    clock.advance(HOUR / 2);
+    let after = next(&mut stream).await.svids.remove(0);
+    assert_ne!(after.x509_svid_key, before.x509_svid_key);
+    let leaf = verify(&before, world.clock.now());
+    assert!(leaf.not_after.since(world.clock.now()) >= 24 * HOUR - HOUR / 60);
+}
+
 /// Follows a stream and checks every message when it comes.
 fn follow(mut stream: Streaming<X509svidResponse>, clock: VirtualClock) -> watch::Receiver<Vec<(Timestamp, Timestamp)>> {
     let (shown, seen) = watch::channel(Vec::new());

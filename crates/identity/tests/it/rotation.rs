@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use countersign_identity::rotation::{
-    RENEWAL_PAUSE_MIN, activate_at, guaranteed_lifetime, next_renewal, prepare_at, publication_needed, renew_at,
+    RENEWAL_PAUSE_MIN, activate_at, guaranteed_lifetime, next_renewal, prepare_at, publication_needed, renew_at, renewal_by_availability,
 };
 
 use crate::support::{HOUR, NOW};
@@ -44,6 +44,19 @@ fn credentials_are_renewed_within_the_tenth_before_half_of_their_life() {
     assert_eq!(renew_at(NOW, end, 0.0), NOW.after(HOUR / 2));
     assert_eq!(renew_at(NOW, end, 1.0), NOW.after(HOUR * 2 / 5));
     assert_eq!(renew_at(NOW, end, 0.5), NOW.after(HOUR * 9 / 20));
+}
+
+#[test]
+fn with_an_availability_target_that_much_life_is_always_left() {
+    let by = |life: Duration, spread| renewal_by_availability(NOW, NOW, NOW.after(life), DAY, spread).map(|at| at.since(NOW));
+    assert_eq!(by(40 * HOUR, 0.0), Some(16 * HOUR));
+    assert_eq!(by(40 * HOUR, 1.0), Some(16 * HOUR - HOUR / 6), "spread over ten minutes");
+    assert_eq!(by(10 * DAY, 0.0), Some(5 * DAY), "half of its life leaves more than that");
+    assert_eq!(by(36 * HOUR, 0.0), None, "half a day of grace is too little");
+    assert_eq!((by(36 * HOUR + HOUR / 60, 0.0), by(HOUR, 0.0)), (Some(12 * HOUR + HOUR / 60), None));
+    let late = NOW.after(30 * HOUR);
+    assert_eq!(renewal_by_availability(late, NOW, NOW.after(40 * HOUR), DAY, 0.0), Some(late.after(RENEWAL_PAUSE_MIN)));
+    assert!(by(40 * HOUR, f64::NAN).is_some());
 }
 
 #[test]

@@ -1,0 +1,156 @@
+//! Settings of `agent.conf` that say whom the agent believes, what it shows and what it opens: how they are read.
+
+use expect_test::{Expect, expect};
+
+/// A good file with these lines in the `agent` block.
+fn read(lines: &str) -> Result<countersign_agent::Config, String> {
+    let text = format!(
+        "agent {{\n trust_domain = \"example.org\"\n server_address = \"localhost\"\n server_port = 8081\n{lines}\n}}\nplugins {{\n \
+         KeyManager \"memory\" {{\n plugin_data {{}}\n }}\n NodeAttestor \"join_token\" {{\n plugin_data {{}}\n }}\n \
+         WorkloadAttestor \"unix\" {{\n plugin_data {{}}\n }}\n}}\n"
+    );
+    countersign_config::parse("agent.conf", &text).and_then(countersign_agent::Config::read).map_err(|e| e.to_string())
+}
+
+fn refused(lines: &str, expected: &Expect) {
+    expected.assert_eq(&read(lines).expect_err("it is refused"));
+}
+
+#[test]
+fn every_source_of_the_trust_bundle_is_read() {
+    for good in [
+        "trust_bundle_path = \"a.pem\"",
+        "trust_bundle_path = \"a.json\"\n trust_bundle_format = \"spiffe\"",
+        "trust_bundle_url = \"https://bundles.example.org/one?x=y\"",
+        "trust_bundle_url = \"http://localhost/bundle\"\n trust_bundle_unix_socket = \"/run/bundle.sock\"",
+        "trust_bundle_spiffe_workload_api = \"unix:///run/other/agent.sock\"",
+        "trust_bundle_spiffe_workload_api = \"tcp://127.0.0.1:8000\"",
+        "insecure_bootstrap = true",
+        // What is empty is not set, as in SPIRE.
+        "insecure_bootstrap = true\n trust_bundle_path = \"\"",
+    ] {
+        read(good).unwrap_or_else(|e| panic!("{good}: {e}"));
+    }
+}
+
+#[test]
+fn sources_that_exclude_each_other_or_make_no_sense_are_refused_in_spires_words() {
+    refused(
+        "trust_bundle_path = \"a\"\n trust_bundle_url = \"https://b\"",
+        &expect!["agent.conf:6: `agent.trust_bundle_url`: only one of trust_bundle_url or trust_bundle_path can be specified, not both"],
+    );
+    refused(
+        "trust_bundle_path = \"a\"\n trust_bundle_spiffe_workload_api = \"unix:///b\"",
+        &expect![
+            "agent.conf:6: `agent.trust_bundle_spiffe_workload_api`: only one of trust_bundle_spiffe_workload_api or trust_bundle_path can be specified, not both"
+        ],
+    );
+    refused(
+        "insecure_bootstrap = true\n trust_bundle_url = \"https://b\"",
+        &expect![[r#"
+            agent.conf:6: `agent.trust_bundle_url`: only one of insecure_bootstrap or trust_bundle_url can be specified, not both
+            hint: keep trust_bundle_url"#]],
+    );
+    refused(
+        "trust_bundle_url = \"http://b\"",
+        &expect!["agent.conf:5: `agent.trust_bundle_url`: trust bundle URL must start with https://"],
+    );
+    refused(
+        "trust_bundle_url = \"https://b\"\n trust_bundle_unix_socket = \"/s\"",
+        &expect![
+            "agent.conf:5: `agent.trust_bundle_url`: trust bundle URL must start with http:// when used with trust bundle unix socket"
+        ],
+    );
+    refused(
+        "trust_bundle_path = \"a\"\n trust_bundle_unix_socket = \"/s\"",
+        &expect!["agent.conf:6: `agent.trust_bundle_unix_socket`: if trust_bundle_unix_socket is specified, so must be trust_bundle_url"],
+    );
+    refused(
+        "trust_bundle_spiffe_workload_api = \"unix:///a\"\n trust_bundle_unix_socket = \"/s\"",
+        &expect![
+            "agent.conf:6: `agent.trust_bundle_unix_socket`: trust_bundle_unix_socket can not be used with trust_bundle_spiffe_workload_api"
+        ],
+    );
+    refused(
+        "trust_bundle_url = \"http://b?x=1&spire-y=2\"\n trust_bundle_unix_socket = \"/s\"",
+        &expect!["agent.conf:5: `agent.trust_bundle_url`: trust_bundle_url query params can not start with spire-"],
+    );
+    refused(
+        "trust_bundle_url = \"http://b?spiffe-y=2\"\n trust_bundle_unix_socket = \"/s\"",
+        &expect!["agent.conf:5: `agent.trust_bundle_url`: trust_bundle_url query params can not start with spiffe-"],
+    );
+    refused(
+        "trust_bundle_url = \"https://user:word@b\"",
+        &expect!["agent.conf:5: `agent.trust_bundle_url`: it must not carry a user name or password"],
+    );
+    refused(
+        "trust_bundle_spiffe_workload_api = \"tcp://name:1\"",
+        &expect![
+            "agent.conf:5: `agent.trust_bundle_spiffe_workload_api`: trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: expected an IP address and a port behind `tcp://`"
+        ],
+    );
+    refused(
+        "trust_bundle_spiffe_workload_api = \"/run/a.sock\"",
+        &expect![
+            "agent.conf:5: `agent.trust_bundle_spiffe_workload_api`: trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: it must start with `unix://` or `tcp://`"
+        ],
+    );
+}
+
+/// With a source that is good.
+fn good(line: &str) -> String {
+    format!("insecure_bootstrap = true\n {line}")
+}
+
+#[test]
+fn delegates_are_of_the_own_trust_domain() {
+    read(&good("authorized_delegates = [\"spiffe://example.org/cilium\", \"spiffe://example.org/other\"]")).unwrap();
+    refused(
+        &good("authorized_delegates = [\"spiffe://example.org/a\", \"spiffe://other.test/b\"]"),
+        &expect!["agent.conf:6: `agent.authorized_delegates[1]`: `spiffe://other.test/b` is not a member of trust domain `example.org`"],
+    );
+    refused(
+        &good("authorized_delegates = [\"cilium\"]"),
+        &expect!["agent.conf:6: `agent.authorized_delegates[0]`: scheme is missing or invalid"],
+    );
+    let many = vec!["\"spiffe://example.org/a\""; 1025].join(", ");
+    assert!(read(&good(&format!("authorized_delegates = [{many}]"))).unwrap_err().contains("at most 1024 delegates are allowed"));
+}
+
+#[test]
+fn the_availability_target_is_a_day_at_least() {
+    read(&good("availability_target = \"24h\"")).unwrap();
+    refused(
+        &good("availability_target = \"23h59m\""),
+        &expect!["agent.conf:6: `agent.availability_target`: availability_target must be at least 24h0m0s"],
+    );
+}
+
+#[test]
+fn what_is_open_without_the_workload_api() {
+    read(&good("disable_sds_api = true\n sds {\n default_svid_name = \"web\"\n }")).unwrap();
+    read(&good("disable_sds_api = true\n disable_workload_api = true")).unwrap();
+    // Without a public socket nothing keeps the admin socket away from where it would be.
+    read(&good(
+        "disable_sds_api = true\n disable_workload_api = true\n socket_path = \"/run/a/b.sock\"\n admin_socket_path = \"/run/a/c.sock\"",
+    ))
+    .unwrap();
+    refused(
+        &good("disable_workload_api = true"),
+        &expect![[r#"
+            agent.conf:6: `agent.disable_workload_api`: it leaves the Envoy SDS API alone on the socket, which is recognised but not supported yet
+            hint: set disable_sds_api = true as well, for an agent without public socket"#]],
+    );
+    refused(
+        &good("sds {\n default_svid_name = \"web\"\n }"),
+        &expect![[r#"
+            agent.conf:6: `agent.sds`: the Envoy SDS API is recognised but not supported yet
+            hint: leave the block out, or set disable_sds_api = true, if no Envoy on this node uses it"#]],
+    );
+    refused(
+        &good("disable_sds_api = true\n sds {\n default_svid = \"web\"\n }"),
+        &expect![[r#"
+            agent.conf:8: unknown configuration detected: `agent.sds.default_svid`
+            hint: did you mean `default_svid_name`?"#]],
+    );
+}
