@@ -100,6 +100,8 @@ pub(crate) struct NodeSvid {
 pub(crate) struct Node {
     trust_domain: TrustDomain,
     server: (String, u16),
+    /// How often a server that pushes nothing is asked.
+    pub(crate) sync_interval: Duration,
     bootstrap: Bootstrap,
     availability_target: Option<Duration>,
     attestor: ArcSwap<Arc<dyn AgentHalf>>,
@@ -136,6 +138,7 @@ impl Node {
         Self {
             trust_domain: config.trust_domain.clone(),
             server: (config.server_address.clone(), config.server_port),
+            sync_interval: config.sync_interval,
             bootstrap: config.bootstrap.clone(),
             availability_target: config.availability_target,
             attestor: ArcSwap::from_pointee(Arc::clone(&config.node_attestor)),
@@ -150,6 +153,11 @@ impl Node {
             attempts: Mutex::default(),
             rebootstrap: Mutex::new(config.rebootstrap),
         }
+    }
+
+    /// The trust domain it is a member of.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
     }
 
     /// Where the server is.

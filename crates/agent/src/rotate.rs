@@ -4,7 +4,7 @@
 //! jitter once.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ struct Plan {
     renewals: Heap<Timestamp>,
     waits: Heap<Duration>,
     due: HashMap<Arc<str>, Planned>,
+    /// Entries whose SVIDs are to be replaced although their time has not come.
+    replaced: HashSet<Arc<str>>,
 }
 
 /// When an item is due.
@@ -169,7 +171,8 @@ impl Rotator {
         let steady = self.clock.steady();
         let room = self.cache.has_room();
         let mut plan = self.lock();
-        for entry in entries.iter().filter(|e| !e.store_svid) {
+        // An entry that names a node is nobody's identity.
+        for entry in entries.iter().filter(|e| !e.store_svid && !e.names_a_node()) {
             let id: Arc<str> = entry.id.as_str().into();
             // Under way already, for a stream that was quicker; what does not fit when it comes is asked for again.
             if plan.due.get(&id).is_some_and(|planned| planned.in_flight) {
@@ -180,6 +183,22 @@ impl Rotator {
             } else if room && !entry.additional_attributes.disable_x509_svid_prefetch {
                 let spread = PREFETCH_SPREAD.mul_f64(self.random.fraction());
                 plan.set(&id, Due::After(steady + spread), 0, Arc::default());
+            }
+        }
+        drop(plan);
+        self.wake.notify_one();
+    }
+
+    /// The SVIDs of these entries are to be replaced before their time; until their successors are there they are served.
+    pub(crate) fn replace(&self, ids: &[Arc<str>]) {
+        let steady = self.clock.steady();
+        let mut plan = self.lock();
+        for id in ids {
+            plan.replaced.insert(Arc::clone(id));
+            // One that is under way may have been signed before.
+            if plan.due.get(id).is_none_or(|planned| !planned.in_flight) {
+                let spread = PREFETCH_SPREAD.mul_f64(self.random.fraction());
+                plan.set(id, Due::After(steady + spread), 0, Arc::default());
             }
         }
         drop(plan);
@@ -259,7 +278,9 @@ impl Rotator {
 
     async fn fetch(&self, issuer: &dyn Issuer, id: &Arc<str>, facts: &Arc<[Selector]>) {
         let Some(identity) = self.cache.identity(id) else {
-            self.lock().due.remove(id);
+            let mut plan = self.lock();
+            plan.due.remove(id);
+            plan.replaced.remove(id);
             return;
         };
         let now = self.clock.now();
@@ -268,7 +289,8 @@ impl Rotator {
             self.lock().due.remove(id);
             return;
         }
-        if let Some(svid) = identity.svid.as_ref().filter(|s| s.renew_at > now) {
+        let is_replaced = self.lock().replaced.remove(id);
+        if let Some(svid) = identity.svid.as_ref().filter(|s| s.renew_at > now && !is_replaced) {
             self.lock().set(id, Due::At(svid.renew_at), 0, Arc::default());
             return;
         }
@@ -281,7 +303,10 @@ impl Rotator {
                 let at = svid.renew_at;
                 let kept = self.cache.svid_put(id, svid);
                 let mut plan = self.lock();
-                if kept {
+                if kept && plan.replaced.contains(id) {
+                    // Tainted while the request was under way.
+                    plan.set(id, Due::After(self.clock.steady()), 0, Arc::clone(facts));
+                } else if kept {
                     plan.set(id, Due::At(at), 0, Arc::default());
                 } else if self.cache.identity(id).is_some() {
                     // The entry changed while the request was under way.
@@ -296,7 +321,12 @@ impl Rotator {
                 let wait =
                     (RETRY_FIRST * 2u32.saturating_pow(attempts.min(16) - 1)).min(RETRY_MAX).mul_f64(0.8 + 0.4 * self.random.fraction());
                 tracing::warn!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID");
-                self.lock().set(id, Due::After(self.clock.steady() + wait), attempts, Arc::clone(facts));
+                let mut plan = self.lock();
+                plan.set(id, Due::After(self.clock.steady() + wait), attempts, Arc::clone(facts));
+                if is_replaced {
+                    plan.replaced.insert(Arc::clone(id));
+                }
+                drop(plan);
                 self.cache.svid_failed(id, &reason);
             }
         }

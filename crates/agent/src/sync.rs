@@ -1,48 +1,52 @@
-//! The one place where the agent speaks to the server after it has joined: follows the pushed stream, acknowledges, asks
-//! for credentials, and keeps the agent's own SVID new.
+//! The one place where the agent speaks to the server after it has joined: follows it, asks for credentials, and keeps the
+//! agent's own SVID new.
+//!
+//! A server of ours is followed by the stream it pushes (`stream`). One of SPIRE's does not know that service; it says so, and
+//! is asked at intervals instead (`poll`, `authorized`), and for credentials by SPIRE's calls (`batch`). Which of the two it is
+//! nobody else in the agent knows.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use countersign_identity::selector::SELECTORS_MAX;
-use countersign_identity::{Entry, Selector, Timestamp};
-use countersign_plugins::Pending;
+use countersign_identity::Timestamp;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
-use countersign_wire::node::node_client::NodeClient;
-use countersign_wire::node::{self as wire, Ack, FollowRequest, FollowResponse, follow_request, issue_request};
+use countersign_wire::node::{self as wire, FollowResponse};
 use countersign_wire::types::permission_denied_details::Reason;
-use countersign_wire::{bundle, denial, entry, id};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
+use countersign_wire::{bundle, denial, entry};
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::cache::{Cache, Update};
 use crate::node::{Node, NodeError, NodeSvid};
-use crate::rotate::{Issuer, Rotator};
+use crate::rotate::Rotator;
 use crate::state::Files;
+use batch::Batches;
 use overload::Overloads;
+use poll::Polling;
+use renewals::Renewals;
+use stream::update;
 
+mod authorized;
+mod batch;
+mod issue;
 mod overload;
+mod poll;
+mod renewals;
+mod stream;
+mod taint;
 
 /// First wait after a lost connection; it doubles up to [`RETRY_MAX`], with jitter.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Wait after a failed renewal of the agent's own SVID.
-const RENEW_RETRY: Duration = Duration::from_secs(5);
+/// First wait after a failed attempt to attest again; it doubles up to [`RETRY_MAX`], with jitter.
+const REATTEST_RETRY: Duration = Duration::from_secs(5);
 /// Changes are collected this long before they are written to disk.
 const PERSIST_DELAY: Duration = Duration::from_millis(500);
-/// Acknowledgements are collected this long.
-const ACK_DELAY: Duration = Duration::from_millis(20);
-/// How long the server may take to issue one credential.
+/// How long the server may take to issue one credential, or to begin a stream.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a call waits for the connection of a renewed SVID: it is made at once after the renewal, and takes milliseconds.
-const RENEWED_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait after a failed renewal of the agent's own SVID, of which half of its life is left.
-const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Why the agent cannot go on by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +68,53 @@ pub(crate) struct Sync {
     persisted: std::sync::atomic::AtomicU64,
     last_contact: std::sync::atomic::AtomicI64,
     dirty: Notify,
-    cursor: RwLock<Option<wire::Cursor>>,
+    place: RwLock<Place>,
     /// Counts connections.
     connections: watch::Sender<u64>,
     overloads: Overloads,
+    batches: Batches,
+    /// Tainted X.509 authorities that were dealt with, DER.
+    tainted: Mutex<BTreeSet<Vec<u8>>>,
+    /// Told that the agent's own SVID is to be renewed before its time.
+    renew_now: Notify,
 }
 
 #[derive(Default)]
 struct Current {
     svid: Option<Arc<NodeSvid>>,
     channel: Option<Channel>,
+    speaks: Speaks,
+}
+
+/// How the server was found to speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Speaks {
+    /// It has `countersign.agent.v1`, or was not asked yet.
+    #[default]
+    Countersign,
+    /// It has SPIRE's services only.
+    Spire,
+}
+
+/// How far what is known came from the server.
+#[derive(Debug, Clone, Default)]
+enum Place {
+    /// What is known may be another agent's, or not all.
+    #[default]
+    Unknown,
+    /// All of it, from a server that has no places to tell.
+    Polled,
+    /// All of it, up to here.
+    At(wire::Cursor),
+}
+
+impl Place {
+    fn cursor(self) -> Option<wire::Cursor> {
+        match self {
+            Self::At(cursor) => Some(cursor),
+            Self::Unknown | Self::Polled => None,
+        }
+    }
 }
 
 /// Why a stream ended.
@@ -102,9 +143,12 @@ impl Sync {
             persisted: std::sync::atomic::AtomicU64::new(0),
             last_contact: std::sync::atomic::AtomicI64::new(0),
             dirty: Notify::new(),
-            cursor: RwLock::default(),
+            place: RwLock::default(),
             connections: watch::Sender::default(),
             overloads: Overloads::default(),
+            batches: Batches::default(),
+            tainted: Mutex::default(),
+            renew_now: Notify::new(),
         }
     }
 
@@ -114,7 +158,7 @@ impl Sync {
         if let Some(state) = self.files.follow(&svid.serial_number) {
             let entries = state.entries.len();
             self.cache.apply(update(FollowResponse { reset: true, caught_up: true, ..state.clone() }));
-            *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = state.cursor;
+            self.set_place(state.cursor.map_or(Place::Polled, Place::At));
             tracing::info!(entries, revision = self.cache.revision(), "Entries and bundles loaded");
         }
     }
@@ -129,6 +173,30 @@ impl Sync {
         // Read under the lock under which both change.
         let connection = *self.connections.borrow();
         Some((current.channel.clone()?, connection))
+    }
+
+    fn speaks(&self) -> Speaks {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).speaks
+    }
+
+    /// Notes what the server speaks, and says it where that is news.
+    fn found_to_speak(&self, speaks: Speaks) {
+        let before = std::mem::replace(&mut self.current.write().unwrap_or_else(PoisonError::into_inner).speaks, speaks);
+        match (before, speaks) {
+            (Speaks::Countersign, Speaks::Spire) => {
+                tracing::info!("The server does not push changes, asking for them at intervals as SPIRE's agents do");
+            }
+            (Speaks::Spire, Speaks::Countersign) => tracing::info!("The server pushes changes, following it"),
+            _ => {}
+        }
+    }
+
+    fn place(&self) -> Place {
+        self.place.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_place(&self, place: Place) {
+        *self.place.write().unwrap_or_else(PoisonError::into_inner) = place;
     }
 
     /// The connection after this one: that of the agent's renewed SVID, if there is one by now or soon.
@@ -194,7 +262,7 @@ impl Sync {
                     retry = (retry * 2).min(RETRY_MAX);
                 }
                 Ended::Refused(Reason::AgentBanned) => {
-                    tracing::error!("Agent is banned: removing SVID and shutting down");
+                    tracing::warn!("Agent is banned: removing SVID and shutting down");
                     self.forget();
                     return Stop::Banned;
                 }
@@ -212,8 +280,8 @@ impl Sync {
 
     /// Attests again, where that is possible; a token works only once.
     async fn join_again(&self, why: &str) -> Result<(), Stop> {
-        tracing::info!(reason = why, "Agent needs to re-attest; will attempt to re-attest");
-        let mut retry = RENEW_RETRY;
+        tracing::warn!(error = why, "Agent needs to re-attest; will attempt to re-attest");
+        let mut retry = REATTEST_RETRY;
         let had_ended = self.svid().is_some_and(|s| s.expires_at <= self.clock.now());
         loop {
             if had_ended && self.svid().is_some_and(|s| s.expires_at > self.clock.now()) {
@@ -224,14 +292,14 @@ impl Sync {
                 Ok(svid) => {
                     tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
                     // Another node row may mean other entries: nothing of before is taken for granted.
-                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.set_place(Place::Unknown);
                     let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
                     current.svid = Some(svid);
                     current.channel = None;
                     return Ok(());
                 }
                 Err(NodeError::Server(status)) if status.code() == Code::PermissionDenied && status.message().contains("banned") => {
-                    tracing::error!("Agent is banned: removing SVID and shutting down");
+                    tracing::warn!("Agent is banned: removing SVID and shutting down");
                     self.forget();
                     return Err(Stop::Banned);
                 }
@@ -277,137 +345,45 @@ impl Sync {
             current.channel = Some(channel.clone());
             self.connections.send_modify(|connection| *connection += 1);
         }
-        let (out, requests) = mpsc::channel(4);
-        let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let hello = wire::Hello { cursor, agent_version: self.version.clone() };
-        let _ = out.send(FollowRequest { step: Some(follow_request::Step::Hello(hello)) }).await;
-        let mut client = NodeClient::new(channel).max_decoding_message_size(usize::MAX >> 8);
-        let opened = tokio::time::timeout(ISSUE_TIMEOUT, client.follow(ReceiverStream::new(requests))).await;
-        let messages = match opened {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return ended(&status),
-            Err(_) => return Ended::Lost("the server does not answer".to_owned()),
-        };
-        self.node.standing.connected(self.clock.now());
-        self.listen(svid, rotator, retry, messages, out).await
-    }
-
-    /// What the server pushes, for as long as it does.
-    async fn listen(
-        &self,
-        svid: &Arc<NodeSvid>,
-        rotator: &Arc<Rotator>,
-        retry: &mut Duration,
-        mut messages: impl Stream<Item = Result<FollowResponse, Status>> + Unpin,
-        out: mpsc::Sender<FollowRequest>,
-    ) -> Ended {
-        let mut renew_again_at = None;
-        let mut renew_retry = RENEW_RETRY;
-        let mut complete = false;
-        let mut acknowledge_at = None;
+        let mut renewals = Renewals::of(svid);
+        let mut polling = Polling::begin(self.clock.steady(), self.node.sync_interval);
         loop {
-            tokio::select! {
-                message = messages.next() => match message {
-                    Some(Ok(message)) => {
-                        self.heard();
-                        *retry = RETRY_FIRST;
-                        let caught_up = self.take(message, rotator);
-                        if caught_up && !complete {
-                            complete = true;
-                            rotator.retry_now();
-                        }
-                        let _ = self.acknowledge(&out).await;
-                    }
-                    None => return Ended::Lost("the server ended the stream".to_owned()),
-                    Some(Err(status)) => return ended(&status),
-                },
-                // Progress is told a little later, in one message, and nothing waits for that.
-                () = self.progress.notified(), if acknowledge_at.is_none() => acknowledge_at = Some(Instant::now() + ACK_DELAY),
-                () = tokio::time::sleep_until(acknowledge_at.unwrap_or_else(Instant::now)), if acknowledge_at.is_some() => {
-                    acknowledge_at = None;
-                    let _ = self.acknowledge(&out).await;
+            match self.open_stream(channel.clone()).await {
+                Ok((messages, out)) => {
+                    self.found_to_speak(Speaks::Countersign);
+                    self.node.standing.connected(self.clock.now());
+                    return self.listen(&mut renewals, rotator, retry, messages, out).await;
                 }
-                () = self.renewal_due(svid, renew_again_at) => match self.renew(svid).await {
-                    Renewal::Done => return Ended::Renewed,
-                    Renewal::Refused(reason) => return Ended::Refused(reason),
-                    Renewal::Failed if svid.expires_at <= self.clock.now() => return Ended::Lost("the agent's SVID has ended".to_owned()),
-                    // Changes arrive meanwhile.
-                    Renewal::Failed => {
-                        let wait = renew_retry.mul_f64(0.8 + 0.4 * self.random.fraction());
-                        renew_again_at = Some(self.clock.steady() + wait);
-                        renew_retry = (renew_retry * 2).min(RENEW_RETRY_MAX);
-                    }
-                },
+                Err(status) if status.code() == Code::Unimplemented => self.found_to_speak(Speaks::Spire),
+                Err(status) => return ended(&status),
+            }
+            if let Some(ended) = self.poll(&channel, &mut polling, &mut renewals, rotator, retry).await {
+                return ended;
             }
         }
     }
 
-    /// Returns when the SVID is to be renewed: at its time, and after a failure once the wait is over, by steady time.
-    async fn renewal_due(&self, svid: &NodeSvid, again_at: Option<Duration>) {
-        match again_at {
-            Some(at) => self.clock.sleep_for(at.saturating_sub(self.clock.steady())).await,
-            None => self.clock.sleep_until(svid.renew_at).await,
-        }
-    }
-
-    fn take(&self, message: FollowResponse, rotator: &Arc<Rotator>) -> bool {
-        let cursor = message.cursor.clone();
-        let changed = message.reset
-            || !(message.entries.is_empty()
-                && message.removed_entries.is_empty()
-                && message.bundles.is_empty()
-                && message.removed_bundles.is_empty());
-        let (entries, removed) = (message.entries.len(), message.removed_entries.len());
-        let applied = self.cache.apply(update(message));
-        if applied.caught_up && cursor.is_some() {
-            *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = cursor;
+    /// Applies what the server said, which came this far. Says whether it is complete.
+    fn take(&self, update: Update, place: Place, rotator: &Arc<Rotator>) -> bool {
+        let changed = update.reset
+            || !(update.entries.is_empty()
+                && update.removed_entries.is_empty()
+                && update.bundles.is_empty()
+                && update.removed_bundles.is_empty());
+        let (entries, removed) = (update.entries.len(), update.removed_entries.len());
+        let applied = self.cache.apply(update);
+        if applied.caught_up && !matches!(place, Place::Unknown) {
+            self.set_place(place);
         }
         if changed {
             tracing::debug!(entries, removed, revision = self.cache.revision(), "Entries and bundles updated");
             self.dirty.notify_one();
         }
         rotator.want_entries(&applied.wanted);
-        applied.caught_up
-    }
-
-    async fn acknowledge(&self, out: &mpsc::Sender<FollowRequest>) -> Result<(), ()> {
-        let applied = self.cache.revision();
-        let ack = Ack {
-            applied,
-            persisted: self.persisted.load(std::sync::atomic::Ordering::Relaxed),
-            delivered: self.cache.subscribers.delivered().unwrap_or(applied),
-        };
-        out.send(FollowRequest { step: Some(follow_request::Step::Ack(ack)) }).await.map_err(|_| ())
-    }
-
-    async fn renew(&self, svid: &Arc<NodeSvid>) -> Renewal {
-        match self.node.renew(svid).await {
-            Ok(renewed) => {
-                // What is followed stays. Its file is bound to both serial numbers, and from the next writing on to the new one.
-                // Another agent is told everything anew: a node whose certificate was replaced may be one.
-                if renewed.id != svid.id {
-                    tracing::warn!(before = %svid.id, now = %renewed.id, "Re-attestation made the node another agent");
-                    *self.cursor.write().unwrap_or_else(PoisonError::into_inner) = None;
-                }
-                self.current.write().unwrap_or_else(PoisonError::into_inner).svid = Some(renewed);
-                self.dirty.notify_one();
-                Renewal::Done
-            }
-            Err(NodeError::Server(status)) if status.code() == Code::PermissionDenied => match ended(&status) {
-                Ended::Refused(reason) => Renewal::Refused(reason),
-                _ => {
-                    tracing::error!(error = status.message(), hint = self.node.how_to_join(), "Could not rotate agent SVID");
-                    let reason = format!("could not renew the agent's own SVID: {}: {}", status.code(), status.message());
-                    self.node.standing.failed(&reason, self.clock.now());
-                    Renewal::Failed
-                }
-            },
-            Err(error) => {
-                tracing::error!(%error, "Could not rotate agent SVID");
-                self.node.standing.failed(&format!("could not renew the agent's own SVID: {error}"), self.clock.now());
-                Renewal::Failed
-            }
+        if applied.caught_up {
+            self.look_for_taints(rotator);
         }
+        applied.caught_up
     }
 
     /// Writes what is followed to disk whenever it has changed.
@@ -416,11 +392,13 @@ impl Sync {
             self.dirty.notified().await;
             tokio::time::sleep(PERSIST_DELAY).await;
             let Some(svid) = self.svid() else { continue };
-            let cursor = self.cursor.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let Some(cursor) = cursor else { continue };
-            let revision = cursor.revision;
+            let cursor = match self.place() {
+                Place::Unknown => continue,
+                place => place.cursor(),
+            };
+            let revision = cursor.as_ref().map(|c| c.revision);
             let state = FollowResponse {
-                cursor: Some(cursor),
+                cursor,
                 entries: self.cache.entries().iter().map(|e| entry::to_wire(e)).collect(),
                 bundles: self.cache.bundles().iter().map(|b| bundle::to_wire(b)).collect(),
                 ..FollowResponse::default()
@@ -428,7 +406,9 @@ impl Sync {
             let node = Arc::clone(&self.node);
             match tokio::task::spawn_blocking(move || node.keep_followed(&svid, &state)).await {
                 Ok(Ok(true)) => {
-                    self.persisted.store(revision, std::sync::atomic::Ordering::Relaxed);
+                    if let Some(revision) = revision {
+                        self.persisted.store(revision, std::sync::atomic::Ordering::Relaxed);
+                    }
                     self.progressed();
                 }
                 // The SVID was replaced meanwhile; whoever did that has asked for this once more.
@@ -438,88 +418,6 @@ impl Sync {
             }
         }
     }
-
-    /// Asks for a JWT-SVID for these audiences; returns the token and its end.
-    pub(crate) async fn issue_jwt(
-        &self,
-        entry: &Entry,
-        audience: Vec<String>,
-        facts: &[Selector],
-    ) -> Result<(String, Timestamp, Timestamp), Status> {
-        let credential = issue_request::Credential::Jwt(wire::JwtParams { audience });
-        match self.issue(entry, credential, None, facts).await? {
-            Some(wire::issue_response::Credential::Jwt(svid)) => {
-                Ok((svid.token, Timestamp::from_secs(svid.issued_at), Timestamp::from_secs(svid.expires_at)))
-            }
-            _ => Err(Status::internal("the server's answer is not a JWT-SVID")),
-        }
-    }
-
-    async fn issue(
-        &self,
-        entry: &Entry,
-        credential: issue_request::Credential,
-        held: Option<Timestamp>,
-        facts: &[Selector],
-    ) -> Result<Option<wire::issue_response::Credential>, Status> {
-        tracing::trace!(hop = "sends the request");
-        let overload = self.overloads.of(&credential);
-        let message = wire::IssueRequest {
-            entry_id: entry.id.clone(),
-            entry_revision: entry.revision_number,
-            credential: Some(credential),
-            held_expires_at: held.map_or(0, Timestamp::secs),
-            // A process may have more groups than a message may have selectors; they are evidence and decide nothing.
-            facts: id::selectors_to_wire(facts.get(..SELECTORS_MAX).unwrap_or(facts)),
-        };
-        let ask = |channel| {
-            let mut request = tonic::Request::new(message.clone());
-            request.set_timeout(ISSUE_TIMEOUT);
-            async move { NodeClient::new(channel).issue(request).await }
-        };
-        overload.spare_the_server(Instant::now())?;
-        let unconnected = || Status::unavailable("there is no connection to the server");
-        let (channel, connection) = self.channel().ok_or_else(unconnected)?;
-        let answer = match ask(channel).await {
-            // The agent's SVID was renewed while the call was under way on the connection of the one before: the new one is
-            // used for the first time in that moment, or will be soon.
-            Err(status) if status.code() == Code::PermissionDenied => {
-                let patience = if denial::from_wire(&status) == Some(Reason::AgentNotActive) { RENEWED_TIMEOUT } else { Duration::ZERO };
-                match self.next_channel(connection, patience).await {
-                    Some(renewed) => ask(renewed).await,
-                    None => Err(status),
-                }
-            }
-            answer => answer,
-        };
-        overload.note(answer.as_ref().err(), Instant::now(), &self.random);
-        let credential = answer?.into_inner().credential;
-        self.heard();
-        Ok(credential)
-    }
-}
-
-impl Issuer for Sync {
-    fn issue_x509<'a>(
-        &'a self,
-        entry: &'a Entry,
-        csr: Vec<u8>,
-        held: Option<Timestamp>,
-        facts: &'a [Selector],
-    ) -> Pending<'a, Result<Vec<Vec<u8>>, Status>> {
-        Box::pin(async move {
-            match self.issue(entry, issue_request::Credential::X509Csr(csr), held, facts).await? {
-                Some(wire::issue_response::Credential::X509(svid)) => Ok(svid.cert_chain),
-                _ => Err(Status::internal("the server's answer is not an X509-SVID")),
-            }
-        })
-    }
-}
-
-enum Renewal {
-    Done,
-    Refused(Reason),
-    Failed,
 }
 
 /// What a status says about the agent. Only an explicit reason counts as a refusal: an agent must not give up its
@@ -528,29 +426,6 @@ fn ended(status: &Status) -> Ended {
     match denial::from_wire(status) {
         Some(reason) => Ended::Refused(reason),
         None => Ended::Lost(format!("{}: {}", status.code(), status.message())),
-    }
-}
-
-/// What a message says. An entry or bundle that this agent cannot read is left out, and said: the others still count.
-fn update(message: FollowResponse) -> Update {
-    fn read<W, T>(items: &[W], read: impl Fn(&W) -> Result<T, countersign_wire::ConvertError>) -> Vec<Arc<T>> {
-        let usable = |item| match read(item) {
-            Ok(item) => Some(Arc::new(item)),
-            Err(error) => {
-                tracing::warn!(%error, "The server sent what this agent cannot read, leaving it out");
-                None
-            }
-        };
-        items.iter().filter_map(usable).collect()
-    }
-    Update {
-        reset: message.reset,
-        entries: read(&message.entries, entry::from_wire),
-        removed_entries: message.removed_entries,
-        bundles: read(&message.bundles, bundle::from_wire),
-        removed_bundles: message.removed_bundles,
-        revision: message.cursor.map(|c| c.revision),
-        caught_up: message.caught_up,
     }
 }
 

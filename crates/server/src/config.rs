@@ -48,6 +48,8 @@ pub struct Config {
     pub store_path: PathBuf,
     /// Another SQLite file layer under the store, by name: the seam for disks that are full or lose power. No file sets it.
     pub store_file_layer: Option<String>,
+    /// Leaves `countersign.agent.v1` out, as SPIRE's servers do: the seam for tests of agents against those. No file sets it.
+    pub without_node_service: bool,
     /// The issuance journal; its disk is the seam for one that is full or loses power.
     pub journal: audit::Settings,
     /// Logging.
@@ -194,6 +196,7 @@ impl Config {
             store_path,
             replace_lost_authorities: Vec::new(),
             store_file_layer: None,
+            without_node_service: false,
             connection_age_max: CONNECTION_AGE_MAX,
             proxy_protocol_trusted_cidrs: server
                 .strings("proxy_protocol_trusted_cidrs")?

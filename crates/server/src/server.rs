@@ -261,7 +261,13 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         tracing::info!(trusted_cidrs = ?config.proxy_protocol_trusted_cidrs, "PROXY protocol enabled on TCP listener");
     }
     let public = tcp::incoming(listener, Arc::new(tls_config), counters, config.proxy_protocol_trusted_cidrs.clone().into());
-    servers.spawn(serve_each(api::public_routes(&api), gate.clone(), public, config.connection_age_max, stopped.clone()));
+    servers.spawn(serve_each(
+        api::public_routes(&api, config.without_node_service),
+        gate.clone(),
+        public,
+        config.connection_age_max,
+        stopped.clone(),
+    ));
     servers.spawn(serve(api::private_routes(&api), gate, unix::incoming(private), is_told(stopped)));
     tracing::info!(address = %address, network = "tcp", "Starting Server APIs");
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Server APIs");

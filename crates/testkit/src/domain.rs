@@ -34,6 +34,8 @@ pub struct Domain {
     extra: String,
     plugins: String,
     disk: Option<PowerLoss>,
+    /// From its next start on the server has SPIRE's services only.
+    pub speaks_spire_only: bool,
     port: u16,
 }
 
@@ -99,7 +101,16 @@ impl Domain {
     /// It does not start.
     pub async fn start_on(disk: Option<PowerLoss>, clock: SharedClock, extra: &str) -> Result<Self, Anyhow> {
         let directory = tempfile::Builder::new().prefix("cs").tempdir()?;
-        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), plugins: String::new(), disk, port: 0 };
+        let mut domain = Self {
+            directory,
+            clock,
+            server: None,
+            extra: extra.to_owned(),
+            plugins: String::new(),
+            disk,
+            speaks_spire_only: false,
+            port: 0,
+        };
         domain.start_server().await?;
         Ok(domain)
     }
@@ -110,7 +121,16 @@ impl Domain {
     /// It does not start.
     pub async fn start_with_plugins(clock: SharedClock, extra: &str, plugins: &str) -> Result<Self, Anyhow> {
         let directory = tempfile::Builder::new().prefix("cs").tempdir()?;
-        let mut domain = Self { directory, clock, server: None, extra: extra.to_owned(), plugins: plugins.to_owned(), disk: None, port: 0 };
+        let mut domain = Self {
+            directory,
+            clock,
+            server: None,
+            extra: extra.to_owned(),
+            plugins: plugins.to_owned(),
+            disk: None,
+            speaks_spire_only: false,
+            port: 0,
+        };
         domain.start_server().await?;
         Ok(domain)
     }
@@ -149,6 +169,7 @@ impl Domain {
         let parsed = countersign_config::parse("server.conf", &self.server_configuration())?;
         let mut config = countersign_server::Config::read(parsed)?;
         config.store_file_layer = self.disk.as_ref().map(|disk| disk.name().to_owned());
+        config.without_node_service = self.speaks_spire_only;
         let started = until("the journal of the server before is free", async || {
             match countersign_server::start(&config, Arc::clone(&self.clock), Arc::new(FixedLevels)).await {
                 // In one process the tasks of a stopped server may hold it a moment longer.

@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use countersign_identity::csr::Csr;
-use countersign_identity::key::{KeyType, PublicKey};
+use countersign_identity::jwt::{Claims, signing_input};
+use countersign_identity::key::{KeyType, PublicKey, SigningAlgorithm};
 use countersign_identity::x509::{Certificate, Profile, Subject, Tbs, assemble};
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp};
 use countersign_plugins::keys::{KeyPair, random};
@@ -45,8 +46,11 @@ pub const FOLLOW: &str = "/countersign.agent.v1.Node/Follow";
 /// An agent asks for a credential.
 pub const ISSUE: &str = "/countersign.agent.v1.Node/Issue";
 
-/// The token of every JWT-SVID; nobody looks into it on the way.
-pub const TOKEN: &str = "a.scripted.token";
+mod spire;
+pub use spire::{BATCH, ENTRIES, STATUS, SYNC, TOKENS};
+
+/// The key that tokens say they are signed with.
+pub const KEY_ID: &str = "scripted";
 
 /// A node that shows this may attest again.
 pub const AGAIN: &str = "again";
@@ -94,6 +98,11 @@ impl Authority {
     pub fn as_if_signed_by(&self, other: &Self, not_before: Timestamp, not_after: Timestamp) -> Result<Vec<u8>, Anyhow> {
         let issuer = (other.certificate.subject_der(), Some(other.pair.public_key().key_id()));
         certify_authority(&self.pair, self.certificate.subject_der(), issuer, &self.pair, (not_before, not_after))
+    }
+
+    /// One that somebody else made.
+    pub fn of(certificate: Certificate, pair: KeyPair) -> Self {
+        Self { certificate, pair }
     }
 
     /// Certifies a key.
@@ -303,6 +312,11 @@ impl Scripted {
         self.lock().bundle = bundle;
     }
 
+    /// Its bundle now.
+    pub fn bundle(&self) -> Bundle {
+        self.lock().bundle.clone()
+    }
+
     /// From now on these are its entries.
     pub fn register(&self, entries: Vec<types::Entry>) {
         self.lock().entries = entries;
@@ -400,7 +414,9 @@ impl Shared {
     }
 
     async fn answer(self: Arc<Self>, request: http::Request<Body>) -> http::Response<Body> {
-        let Some(method) = [ATTEST, RENEW, BUNDLE, FOLLOW, ISSUE].into_iter().find(|m| *m == request.uri().path()) else {
+        let Some(method) =
+            [ATTEST, RENEW, BUNDLE, FOLLOW, ISSUE, SYNC, ENTRIES, BATCH, TOKENS, STATUS].into_iter().find(|m| *m == request.uri().path())
+        else {
             return Status::unimplemented("not in the script").into_http();
         };
         let fate = {
@@ -423,8 +439,10 @@ impl Shared {
             }
             RENEW => {
                 let service = tower::service_fn(move |r: Request<agent::RenewAgentRequest>| {
+                    let caller = r.extensions().get::<tcp::TlsPeer>().and_then(|peer| peer.identity.clone());
                     let csr = r.into_inner().params.map(|p| p.csr).unwrap_or_default();
-                    let svid = self.certify(&spiffe_id("/spire/agent/join_token/scripted"), &csr);
+                    let unknown = || Status::permission_denied("no certificate was presented");
+                    let svid = caller.ok_or_else(unknown).and_then(|caller| self.certify(&caller.spiffe_id, &csr));
                     async move { Ok::<_, Status>(Response::new(agent::RenewAgentResponse { svid: Some(svid?) })) }
                 });
                 Grpc::new(codec()).unary(service, request).await
@@ -436,6 +454,7 @@ impl Shared {
                 });
                 Grpc::new(codec()).unary(service, request).await
             }
+            SYNC | ENTRIES | BATCH | TOKENS | STATUS => spire::answer(self, method, request).await,
             FOLLOW => {
                 let service = tower::service_fn(move |r: Request<Streaming<node::FollowRequest>>| follow(Arc::clone(&self), r));
                 Grpc::new(codec()).streaming(service, request).await
@@ -450,28 +469,42 @@ impl Shared {
         }
     }
 
+    /// The SPIFFE ID that this entry grants.
+    fn granted(&self, entry_id: &str) -> Result<SpiffeId, Status> {
+        let found = self.lock().entries.iter().find(|e| e.id == entry_id).and_then(|e| e.spiffe_id.clone());
+        id::from_wire(found.as_ref()).map_err(|e| Status::not_found(e.to_string()))
+    }
+
+    fn token(&self, entry_id: &str, audience: &[String]) -> Result<types::Jwtsvid, Status> {
+        let id = self.granted(entry_id)?;
+        let issued_at = self.clock.now();
+        let expires_at = issued_at.after(JWT_LIFETIME);
+        let token = token(&id, audience, issued_at, expires_at);
+        let id = Some(id::to_wire(&id));
+        Ok(types::Jwtsvid { token, id, issued_at: issued_at.secs(), expires_at: expires_at.secs(), ..types::Jwtsvid::default() })
+    }
+
     fn issue(&self, request: node::IssueRequest) -> Result<node::IssueResponse, Status> {
         if let Some(said) = self.lock().said_to_issue.clone() {
             return Ok(said);
         }
         let credential = match request.credential {
             Some(issue_request::Credential::X509Csr(csr)) => {
-                let found = self.lock().entries.iter().find(|e| e.id == request.entry_id).and_then(|e| e.spiffe_id.clone());
-                let id = id::from_wire(found.as_ref()).map_err(|e| Status::not_found(e.to_string()))?;
-                issue_response::Credential::X509(self.certify(&id, &csr)?)
+                issue_response::Credential::X509(self.certify(&self.granted(&request.entry_id)?, &csr)?)
             }
-            // Agents hand tokens on as they are.
-            Some(issue_request::Credential::Jwt(_)) => {
-                let issued_at = self.clock.now();
-                let expires_at = issued_at.after(JWT_LIFETIME).secs();
-                let token = TOKEN.to_owned();
-                let svid = types::Jwtsvid { token, issued_at: issued_at.secs(), expires_at, ..types::Jwtsvid::default() };
-                issue_response::Credential::Jwt(svid)
+            Some(issue_request::Credential::Jwt(params)) => {
+                issue_response::Credential::Jwt(self.token(&request.entry_id, &params.audience)?)
             }
             None => return Err(Status::invalid_argument("missing credential")),
         };
         Ok(node::IssueResponse { credential: Some(credential) })
     }
+}
+
+/// A token with these claims. Its signature is none: on the way to a workload nobody looks at that.
+pub fn token(id: &SpiffeId, audience: &[String], issued_at: Timestamp, expires_at: Timestamp) -> String {
+    let claims = Claims { spiffe_id: id, audience, issued_at, expires_at, issuer: None, token_id: None };
+    format!("{}.c2NyaXB0ZWQ", signing_input(&claims, SigningAlgorithm::EcdsaP256Sha256, KEY_ID))
 }
 
 fn codec<T: Message + Send + 'static, U: Message + Default + Send + 'static>() -> ProstCodec<T, U> {

@@ -242,6 +242,11 @@ impl Cache {
         self.read().entries.values().map(|h| Arc::clone(&h.entry)).collect()
     }
 
+    /// All SVIDs that are held, by entry.
+    pub(crate) fn svids(&self) -> Vec<(Arc<str>, Arc<Svid>)> {
+        self.read().entries.iter().filter_map(|(id, h)| Some((Arc::clone(id), Arc::clone(h.svid.as_ref()?)))).collect()
+    }
+
     /// How many SVIDs are held, without a look at the entries.
     pub(crate) fn svids_held(&self) -> usize {
         self.read().held

@@ -88,6 +88,7 @@ mod tests {
 
     use super::super::*;
     use super::*;
+    use crate::rotate::Issuer as _;
 
     #[test]
     fn each_kind_of_credential_has_pauses_of_its_own() {

@@ -7,6 +7,9 @@ use countersign_identity::key::KeyType;
 use countersign_plugins::keys::KeyPair;
 use countersign_testkit::clock::VirtualClock;
 use countersign_transport::random::Seeded;
+use countersign_wire::node::{Ack, FollowRequest, follow_request};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
 
@@ -61,13 +64,14 @@ fn following(directory: &std::path::Path) -> (Sync, Arc<Rotator>, VirtualClock, 
 async fn a_clock_that_is_set_back_delays_no_second_attempt_at_a_renewal() {
     let directory = tempfile::tempdir().expect("a directory");
     let (sync, _rotator, clock, svid) = following(directory.path());
-    let again_at = sync.clock.steady() + RENEW_RETRY;
-    let mut due = pin!(sync.renewal_due(&svid, Some(again_at)));
+    let mut renewals = Renewals::of(&svid);
+    assert!(renewals.renew(&sync).await.is_none(), "no server answers");
+    let mut due = pin!(renewals.due(&sync));
     let mut is_due = || due.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
     assert!(!is_due());
     clock.step_back(Duration::from_secs(3600));
     assert!(!is_due());
-    clock.advance(RENEW_RETRY);
+    clock.advance(renewals::RETRY_FIRST.mul_f64(1.2));
     assert!(is_due());
 }
 
@@ -78,7 +82,8 @@ async fn what_arrives_does_not_wait_for_an_acknowledgement_that_is_put_off() {
     let (server, messages) = mpsc::channel(4);
     let (out, mut requests) = mpsc::channel(4);
     let mut retry = RETRY_FIRST;
-    let listening = sync.listen(&svid, &rotator, &mut retry, ReceiverStream::new(messages), out);
+    let mut renewals = Renewals::of(&svid);
+    let listening = sync.listen(&mut renewals, &rotator, &mut retry, ReceiverStream::new(messages), out);
     // Polled by hand: between two polls no timer fires, however slow the machine is.
     let mut listening = pin!(tokio::task::unconstrained(listening));
     let mut look = || assert!(listening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());

@@ -37,6 +37,7 @@ mod reused_pid;
 mod rotation;
 mod settings;
 mod sources;
+mod spire_server;
 mod support;
 mod survival;
 mod svid_cache;

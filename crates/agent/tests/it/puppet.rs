@@ -63,6 +63,10 @@ impl Puppet {
     }
 
     pub async fn start_agent(&mut self) {
+        self.agent = Some(self.try_start().await.unwrap());
+    }
+
+    pub async fn try_start(&self) -> Result<Running, countersign_agent::AgentError> {
         let mut text = agent_configuration(self.directory.path(), self.server.port(), Some(self.token), self.extra);
         if self.extra.contains("insecure_bootstrap") {
             text = text.lines().filter(|l| !l.contains("trust_bundle_path")).collect::<Vec<_>>().join("\n");
@@ -70,7 +74,7 @@ impl Puppet {
         let config = countersign_agent::Config::read(countersign_config::parse("agent.conf", &text).unwrap()).unwrap();
         let clock = Arc::new(self.clock.clone());
         let starting = countersign_agent::start(&config, clock, Arc::new(Seeded::new(1)), "test");
-        self.agent = Some(tokio::time::timeout(PATIENCE, starting).await.expect("it starts in time").unwrap());
+        tokio::time::timeout(PATIENCE, starting).await.expect("it starts in time")
     }
 
     /// Lets time pass until the agent follows once more than it has.

@@ -135,7 +135,7 @@ impl Api {
 }
 
 /// The services of the TCP listener.
-pub(crate) fn public_routes(api: &Api) -> Routes {
+pub(crate) fn public_routes(api: &Api, without_node_service: bool) -> Routes {
     macro_rules! limited {
         ($server:ty, $api:expr) => {
             <$server>::new($api).max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -148,9 +148,10 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
         .add_service(limited!(svid::svid_server::SvidServer<Api>, api.clone()))
         .add_service(limited!(trust_domain::trust_domain_server::TrustDomainServer<Api>, api.clone()))
         .add_service(limited!(local_authority::local_authority_server::LocalAuthorityServer<Api>, api.clone()))
-        .add_service(limited!(node::node_server::NodeServer<Api>, api.clone()))
         .add_service(limited!(explained::entry_explainer_server::EntryExplainerServer<Api>, api.clone()))
         .add_service(limited!(journal::journal_server::JournalServer<Api>, api.clone()));
+    let services =
+        if without_node_service { services } else { services.add_service(limited!(node::node_server::NodeServer<Api>, api.clone())) };
     // A path of its own comes before that of a whole service.
     let router = services.into_axum_router();
     Routes::from(polled::METHODS.iter().fold(router, |router, path| router.route_service(path, polled::Polled(api.clone()))))
@@ -159,7 +160,7 @@ pub(crate) fn public_routes(api: &Api) -> Routes {
 /// The services of the private socket: those of TCP, and those about the process.
 pub(crate) fn private_routes(api: &Api) -> Routes {
     use countersign_wire::{debug, logger};
-    public_routes(api)
+    public_routes(api, false)
         .add_service(debug::debug_server::DebugServer::new(api.clone()))
         .add_service(logger::logger_server::LoggerServer::new(api.clone()))
         .add_service(tonic_health::pb::health_server::HealthServer::new(api.clone()))
