@@ -1,12 +1,13 @@
 //! JWT-SVIDs of workloads: kept by entry and audiences, fetched once however many ask, renewed behind the caller's back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_identity::rotation::next_renewal;
-use countersign_identity::{Entry, Selector, Timestamp};
+use countersign_identity::{Entry, Selector, Timestamp, jwt};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::SharedRandom;
+use serde_json::Value;
 use tonic::Status;
 
 use crate::metrics::Metrics;
@@ -23,6 +24,8 @@ struct Key {
 #[derive(Clone)]
 pub(crate) struct Kept {
     pub(crate) token: Arc<str>,
+    /// The key that signed it; empty if it does not say.
+    key_id: String,
     spiffe_id: countersign_identity::SpiffeId,
     ttl: Option<std::time::Duration>,
     pub(crate) issued_at: Timestamp,
@@ -117,12 +120,30 @@ impl Jwts {
         let mut tokens = self.lock();
         tokens.clock += 1;
         let used = tokens.clock;
+        let key_id = tokens.kept.get(key)?.key_id.clone();
+        if self.is_tainted(&key_id) {
+            let before = tokens.kept.len();
+            tokens.kept.retain(|_, kept| kept.key_id != key_id);
+            tracing::info!(
+                jwt_authority_key_ids = key_id,
+                tainted_jwt_svids = before - tokens.kept.len(),
+                "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
+            );
+            return None;
+        }
         let kept = tokens.kept.get_mut(key)?;
         if kept.expires_at <= now || kept.spiffe_id != entry.spiffe_id || kept.ttl != entry.jwt_svid_ttl {
             return None;
         }
         kept.used = used;
         Some(kept.clone())
+    }
+
+    /// Whether the server has called this key tainted.
+    fn is_tainted(&self, key_id: &str) -> bool {
+        let bundles = self.sync.cache.bundles();
+        let own = bundles.get(self.sync.node.trust_domain().name());
+        own.and_then(|own| own.jwt_authority(key_id)).is_some_and(|authority| authority.tainted)
     }
 
     fn renew_behind(self: &Arc<Self>, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) {
@@ -143,11 +164,18 @@ impl Jwts {
     }
 
     async fn issue(&self, entry: &Entry, audience: &[String], facts: &[Selector]) -> Result<Kept, Status> {
-        match self.sync.issue_jwt(entry, audience.to_vec(), facts).await {
-            Ok((token, issued_at, expires_at)) => {
+        let answer = self.sync.issue_jwt(entry, audience.to_vec(), facts).await;
+        let checked = answer.and_then(|token| {
+            let lives =
+                check(&token, entry, audience, self.clock.now()).map_err(|e| Status::internal(format!("the server's answer {e}")))?;
+            Ok((token, lives))
+        });
+        match checked {
+            Ok((token, (issued_at, expires_at))) => {
                 self.metrics.issued("jwt");
                 tracing::debug!(method = "FetchJWTSVID", spiffe_id = %entry.spiffe_id, "Fetched JWT SVID");
                 Ok(Kept {
+                    key_id: jwt::key_id(&token).unwrap_or_default(),
                     token: token.into(),
                     spiffe_id: entry.spiffe_id.clone(),
                     ttl: entry.jwt_svid_ttl,
@@ -164,6 +192,35 @@ impl Jwts {
             }
         }
     }
+}
+
+/// Checks that a token is what was asked for, whatever the server says, and returns when it begins and ends. Its signature is for
+/// whoever it is presented to: the key may be newer than the bundle that is known here.
+fn check(token: &str, entry: &Entry, audience: &[String], now: Timestamp) -> Result<(Timestamp, Timestamp), String> {
+    if token.len() > jwt::TOKEN_BYTES_MAX {
+        return Err(format!("has {} bytes, more than the {} allowed", token.len(), jwt::TOKEN_BYTES_MAX));
+    }
+    let claims = jwt::peek(token).map_err(|e| format!("is no token: {e}"))?;
+    if claims.get("sub").and_then(Value::as_str) != Some(entry.spiffe_id.as_str()) {
+        return Err("is for another identity".to_owned());
+    }
+    let found: BTreeSet<&str> = match claims.get("aud") {
+        Some(Value::String(one)) => BTreeSet::from([one.as_str()]),
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
+        _ => BTreeSet::new(),
+    };
+    if found != audience.iter().map(String::as_str).collect() {
+        return Err("is for other audiences".to_owned());
+    }
+    let time = |name: &str| claims.get(name).and_then(Value::as_i64).map(Timestamp::from_secs);
+    let (Some(issued_at), Some(expires_at)) = (time("iat"), time("exp")) else {
+        return Err("does not say when it begins and ends".to_owned());
+    };
+    // As good as none: kept, it would be renewed at once, and so would the next.
+    if expires_at <= now {
+        return Err(format!("ended at {expires_at}; do the clocks of server and agent differ?"));
+    }
+    Ok((issued_at, expires_at))
 }
 
 /// Ends a turn however it goes, also when its caller has gone away.

@@ -223,6 +223,12 @@ pub fn peek(token: &str) -> Result<Map<String, Value>, TokenError> {
     object(token.split('.').nth(1).ok_or(TokenError::Malformed("it has not three parts"))?)
 }
 
+/// The name of the key that a token says it was signed with, not checked.
+pub fn key_id(token: &str) -> Option<String> {
+    let header = object(token.split('.').next()?).ok()?;
+    header.get("kid").and_then(Value::as_str).map(ToOwned::to_owned)
+}
+
 /// What a new token says.
 #[derive(Debug, Clone)]
 pub struct Claims<'a> {

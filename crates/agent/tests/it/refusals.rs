@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use countersign_testkit::domain::until;
-use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW};
+use countersign_identity::jwt;
+use countersign_testkit::domain::{spiffe_id, until};
+use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, token};
 use countersign_testkit::workload::first;
 use countersign_transport::clock::Clock as _;
-use countersign_wire::denial;
+use countersign_wire::node::{IssueResponse, issue_response};
 use countersign_wire::types::permission_denied_details::Reason;
+use countersign_wire::{denial, types};
 use tonic::{Code, Status};
 
 use crate::puppet::Puppet;
@@ -154,4 +156,33 @@ async fn what_the_server_says_about_itself_stays_with_the_operator() {
         assert_eq!(told.code(), Code::Unavailable);
         assert!(told.message().starts_with("could not fetch JWT-SVID: ") && !told.message().contains("secret"), "{told:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_not_what_was_asked_for_is_handed_to_nobody() {
+    let mut puppet = Puppet::new().await;
+    puppet.start_agent().await;
+    is_served(&puppet).await;
+    let workload = puppet.workload().await;
+    let now = puppet.clock.now();
+    let (own, other) = (spiffe_id("/web"), spiffe_id("/other"));
+    let asked = ["a".to_owned()];
+    let end = now.after(MINUTE);
+    let refused = [
+        "no token".to_owned(),
+        token(&other, &asked, now, end),
+        token(&own, &["b".to_owned()], now, end),
+        token(&own, &["a".to_owned(), "b".to_owned()], now, end),
+        token(&own, &[], now, end),
+        token(&own, &asked, now.before(MINUTE), now),
+        "x".repeat(jwt::TOKEN_BYTES_MAX + 1),
+    ];
+    for wrong in refused {
+        let svid = types::Jwtsvid { token: wrong.clone(), issued_at: now.secs(), expires_at: end.secs(), ..types::Jwtsvid::default() };
+        puppet.server.say_to_issue(Some(IssueResponse { credential: Some(issue_response::Credential::Jwt(svid)) }));
+        let told = workload.jwt_svids(&["a"], "").await.unwrap_err();
+        assert_eq!(told.code(), Code::Unavailable, "{wrong}");
+    }
+    puppet.server.say_to_issue(None);
+    assert_eq!(claims(&workload.jwt_svids(&["a"], "").await.unwrap().remove(0).svid)["sub"], serde_json::json!(own.as_str()));
 }

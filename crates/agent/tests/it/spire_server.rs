@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use countersign_agent::End;
 use countersign_identity::Bundle;
+use countersign_identity::bundle::JwtAuthority;
+use countersign_identity::key::KeyType;
+use countersign_plugins::keys::KeyPair;
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{own_uid, trust_domain, until};
-use countersign_testkit::scripted::{ATTEST, Authority, ENTRIES, FOLLOW, Fate, ISSUE, RENEW, STATUS, SYNC};
+use countersign_testkit::scripted::{ATTEST, Authority, ENTRIES, FOLLOW, Fate, ISSUE, KEY_ID, RENEW, STATUS, SYNC};
 use countersign_testkit::workload::first;
 use countersign_transport::client;
 use countersign_transport::clock::Clock as _;
@@ -358,4 +361,23 @@ async fn what_a_tainted_authority_signed_is_replaced_before_its_time() {
         assert_eq!(puppet.server.calls(RENEW), 1, "once");
         puppet.agent.take().unwrap().stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_a_tainted_key_is_not_given_again() {
+    let puppet = puppet().await;
+    served(&puppet, |_| true).await;
+    let workload = puppet.workload().await;
+    let fetch = || async { workload.jwt_svids(&["a"], "").await.unwrap().remove(0).svid };
+    let before = fetch().await;
+    puppet.clock.advance(Duration::from_secs(10));
+    assert_eq!(fetch().await, before, "it is kept");
+    let mut bundle = puppet.server.bundle();
+    let public_key = KeyPair::generate(KeyType::EcP256).unwrap().public_key().clone();
+    bundle.add_jwt_authority(JwtAuthority { key_id: KEY_ID.to_owned(), public_key, expires_at: None, tainted: true }).unwrap();
+    let published_at = puppet.clock.now();
+    puppet.server.publish(bundle);
+    let after = || async { Some(fetch().await).filter(|token| *token != before) };
+    passing(&puppet.clock, "another token", after).await;
+    assert!(puppet.clock.now() < published_at.after(Duration::from_secs(60)), "long before half of its life");
 }
