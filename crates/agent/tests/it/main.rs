@@ -38,6 +38,7 @@ mod rotation;
 mod settings;
 mod sources;
 mod spire_server;
+mod spire_state;
 mod support;
 mod survival;
 mod svid_cache;

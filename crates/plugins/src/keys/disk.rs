@@ -87,7 +87,7 @@ fn render(mut keys: Vec<(String, Arc<KeyPair>)>) -> Zeroizing<String> {
         text.push_str(&encoded);
         text.push('"');
     }
-    text.push_str("\n\t}\n}\n");
+    text.push_str("\n\t}\n}");
     text
 }
 
