@@ -16,6 +16,11 @@ use countersign_store::{AuthorityFamily, AuthorityRecord, AuthorityState, Snapsh
 
 use crate::authorities::{KEY_PREFIXES, public_key};
 
+/// What to do about a datastore or keys of SPIRE's.
+pub(crate) const SPIRE_HINT: &str = "give this server an empty place of its own in both settings, connection_string of the DataStore and \
+     keys_path of the KeyManager; nothing was changed. An import of a SPIRE server's entries and authorities comes later; until then its \
+     agents need the new bundle and a new attestation";
+
 /// What was found, and cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
 pub enum Mismatch {
@@ -32,6 +37,15 @@ pub enum Mismatch {
     /// Keys and journal are there, the store is empty.
     #[error("the store `{0}` is empty, but this server has issued before and still has its authority keys")]
     StoreLost(String),
+    /// The key manager has keys, and nothing says that this server made them: SPIRE's key file has the same form and names.
+    #[error(
+        "the key manager has keys that this server did not make (`{}`), and going on would overwrite them; they may be those of a SPIRE server",
+        ids.join("`, `")
+    )]
+    KeysForeign {
+        /// Their names.
+        ids: Vec<String>,
+    },
     /// The keys belong to authorities that came after what the store knows, as after a restore of an old backup.
     #[error(
         "the store `{store}` is older than the authority keys: it knows no authority that can be gone on with, and not X.509 authority `{}`, whose key is here",
@@ -70,6 +84,7 @@ impl Mismatch {
                  trust root, move the key file away: every agent needs the new bundle and a new attestation then"
                     .to_owned(),
             ),
+            Self::KeysForeign { .. } => Some(SPIRE_HINT.to_owned()),
             Self::StoreOlder { ids, .. } => Some(format!(
                 "put back a newer backup with `countersign store restore`, or what stood here before the last restore, which is beside the \
                  store as `….before-restore`; nothing was changed. If there is none, start once with {}: a new trust root is made, the \
@@ -141,6 +156,13 @@ pub(crate) fn judge(found: &Found<'_>) -> Result<Judged, Mismatch> {
         let is_new = found.snapshot.authorities().next().is_none() && found.snapshot.bundle(found.trust_domain.name()).is_none();
         if is_new && found.keys_persist && has_issued && found.keys.iter().any(|(id, _)| is_authority_key(id)) {
             return Err(Mismatch::StoreLost(found.store_path.display().to_string()));
+        }
+        // INVARIANT: the name is written before the first key is made, so where it is missing the keys are somebody else's. Test
+        // `the_keys_of_a_spire_server_are_left_byte_for_byte`.
+        if is_new && found.keys_persist && !has_issued && found.server_id.is_none() && !found.keys.is_empty() {
+            let mut ids: Vec<String> = found.keys.iter().map(|(id, _)| id.clone()).collect();
+            ids.sort_unstable();
+            return Err(Mismatch::KeysForeign { ids });
         }
         let strangers = strangers(found);
         let unknown = signed_lately(&strangers, &issued);

@@ -99,6 +99,7 @@ impl ServerError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Mismatch(mismatch) => mismatch.hint(),
+            Self::Store(StoreError::Spire { .. }) => Some(inventory::SPIRE_HINT.to_owned()),
             _ => None,
         }
     }

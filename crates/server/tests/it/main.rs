@@ -37,5 +37,6 @@ mod relationships;
 mod reload;
 mod rotation;
 mod services;
+mod spire_belongings;
 mod world;
 mod x509pop;
