@@ -114,6 +114,33 @@ async fn a_banned_agent_ends_and_forgets_its_svid() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_banned_agent_that_comes_back_with_its_old_data_directory_ends_again_and_forgets_its_svid() {
+    for spire_only in [false, true] {
+        let mut world = World::start().await;
+        world.entry("/web").await;
+        let files = ["agent-data.json", "keys.json", "countersign-follow.state"].map(|name| world.file(name));
+        until("what is followed is written down", || async { files[2].exists().then_some(()) }).await.unwrap();
+        let kept = files.each_ref().map(|file| std::fs::read(file).unwrap());
+        world.ban().await;
+        assert_eq!(end(&mut world, None).await, End::Banned);
+        world.stop_agent().await;
+        if spire_only {
+            world.domain.stop_server().await;
+            world.domain.speaks_spire_only = true;
+            world.domain.start_server().await.unwrap();
+        }
+        for (file, bytes) in files.iter().zip(kept) {
+            std::fs::write(file, bytes).unwrap();
+        }
+        assert!(world.agent_leaf().is_some());
+        let config = world.config(false, "").await;
+        world.run(&config).await;
+        assert_eq!(end(&mut world, None).await, End::Banned);
+        assert!(world.agent_leaf().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_agent_that_joined_with_a_token_says_that_it_needs_another() {
     let mut world = World::start().await;
     world.entry("/web").await;
