@@ -3,7 +3,7 @@
 //! `names/*.txt` is what SPIRE's own programs said. With `COUNTERSIGN_REFERENCE_PROGRAMS` naming their directory, the test writes
 //! the files instead of comparing with them. What is only for people to read, such as help, is not there.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -109,7 +109,19 @@ impl Spire {
         child.wait_with_output().unwrap()
     }
 
-    /// Waits until every line that begins with `@ ` succeeds, runs every line that begins with `$ ` or `% `, and writes all down anew: standard output after `1|`, standard error after `2|`.
+    /// Runs a line until it has written its second empty line, and interrupts it then.
+    fn interrupted(&self, line: &str) -> Output {
+        let mut child = self.command(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut seen = String::new();
+        while seen.lines().filter(|l| l.is_empty()).count() < 2 && stdout.read_line(&mut seen).unwrap() > 0 {}
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+        stdout.read_to_string(&mut seen).unwrap();
+        let output = child.wait_with_output().unwrap();
+        Output { stdout: seen.into_bytes(), ..output }
+    }
+
+    /// Waits until every line that begins with `@ ` succeeds, runs those that begin with `$ `, `% ` or (until interrupted) `^ `, and writes all down anew: standard output after `1|`, standard error after `2|`.
     fn transcript(&mut self, script: &str) -> String {
         let mut text = String::new();
         for line in script.lines() {
@@ -123,8 +135,11 @@ impl Spire {
             if let Some(typed) = line.strip_prefix("% ") {
                 text += &format!("{line}\n{}", ends(&self.output(typed)));
             }
-            let Some(typed) = line.strip_prefix("$ ") else { continue };
-            let output = self.output(typed);
+            let output = match (line.strip_prefix("$ "), line.strip_prefix("^ ")) {
+                (Some(typed), _) => self.output(typed),
+                (_, Some(typed)) => self.interrupted(typed),
+                _ => continue,
+            };
             let stdout = String::from_utf8(output.stdout.clone()).unwrap();
             // The last word of the first line is what a script would take: a token, an ID.
             if let Some(word) = stdout.lines().next().and_then(|l| l.split(' ').next_back()) {
@@ -189,7 +204,9 @@ fn masks() -> Vec<(Regex, &'static str)> {
         mask(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \+0000 UTC", "<time>"),
         mask(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>"),
         mask(r#"("\w*(?:created_at|expires_at|issued_at|last_sync_success)"):"1\d{9}""#, "$1:\"<seconds>\""),
-        mask(r#"("(?:uptime|exp|iat)"):\d+"#, "$1:<number>"),
+        mask(r#"("(?:uptime|exp|iat|svids_count|cached_x509_svids_count)"):\d+"#, "$1:<number>"),
+        // SPIRE's agent holds SVIDs of node aliases too, which nobody can ask for.
+        mask(r"(Cached X.509 SVIDs: +)\d+", "$1<number>"),
         mask(r"\b\d{25,}\b", "<serial>"),
         mask(r"after [\d.]+[mµ]?s\b", "after <duration>"),
         mask(r"(Uptime: +)[\dhms]+", "$1<duration>"),
@@ -218,7 +235,7 @@ fn check(name: &str) {
         std::fs::write(path, said).unwrap();
         return;
     }
-    let blocks = |text: &str| text.replace("\n% ", "\n$ ").split("\n$ ").map(str::to_owned).collect::<Vec<_>>();
+    let blocks = |text: &str| text.replace("\n% ", "\n$ ").replace("\n^ ", "\n$ ").split("\n$ ").map(str::to_owned).collect::<Vec<_>>();
     let (expected, said) = (blocks(&script), blocks(&said));
     let different: String =
         expected.iter().zip(&said).filter(|(e, s)| e != s).map(|(e, s)| format!("\n--- SPIRE's\n$ {e}\n--- ours\n$ {s}\n")).collect();

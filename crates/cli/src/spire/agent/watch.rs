@@ -1,5 +1,6 @@
 //! `spire-agent api watch`: X509-SVIDs as they change, until Ctrl-C.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use countersign_wire::workload as wire;
@@ -21,10 +22,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(super) async fn watch(given: Given) -> Outcome {
     let target = Target::workload(&given)?;
     let mut last = Instant::now();
+    let is_open = Cell::new(false);
     let watching = async {
         let mut pause = Duration::ZERO;
         loop {
-            let Err(status) = stream(&target, &mut last, &mut pause).await;
+            let Err(status) = stream(&target, &mut last, &mut pause, &is_open).await;
+            is_open.set(false);
             if status.code() == Code::InvalidArgument {
                 return Err(Failure::new(go::status(&status)));
             }
@@ -35,14 +38,28 @@ pub(super) async fn watch(given: Given) -> Outcome {
     };
     tokio::select! {
         ended = watching => ended,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new("context canceled")),
+        _ = tokio::signal::ctrl_c() => {
+            if !is_open.get() {
+                return Err(Failure::new("context canceled"));
+            }
+            // A stream that is cut off is said twice, as in SPIRE.
+            let said = go::status(&Status::cancelled("context canceled"));
+            output::note(&said);
+            Err(Failure::new(said))
+        }
     }
 }
 
 /// Prints what one stream brings, until it fails.
-async fn stream(target: &Target, last: &mut Instant, pause: &mut Duration) -> Result<std::convert::Infallible, Status> {
+async fn stream(
+    target: &Target,
+    last: &mut Instant,
+    pause: &mut Duration,
+    is_open: &Cell<bool>,
+) -> Result<std::convert::Infallible, Status> {
     let mut client = SpiffeWorkloadApiClient::new(target.connect().await?);
     let mut stream = client.fetch_x509svid(workload_request(wire::X509svidRequest {})).await?.into_inner();
+    is_open.set(true);
     while let Some(message) = stream.message().await? {
         *pause = Duration::ZERO;
         match fetch::read(&message) {
