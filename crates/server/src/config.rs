@@ -68,6 +68,7 @@ pub struct Config {
     /// What the file says, to tell later what another one changes.
     pub fingerprint: Fingerprint,
     pub(crate) admin_ids: Vec<SpiffeId>,
+    pub(crate) agent_spiffe_id_as_selector: bool,
     pub(crate) agent_ttl: Duration,
     pub(crate) audit_log_enabled: bool,
     pub(crate) ca_key_type: KeyType,
@@ -138,9 +139,10 @@ impl Config {
         let trust_domain = required(&mut server, "trust_domain")?.parse(|t| TrustDomain::parse_name_or_id(t))?;
         let data_dir = PathBuf::from(required(&mut server, "data_dir")?.value);
         read_profiling(&mut server)?;
-        if let Some(block) = server.section("experimental")? {
-            experimental::read(block, &mut warnings)?;
-        }
+        let experimental = match server.section("experimental")? {
+            Some(block) => experimental::read(block, &mut warnings)?,
+            None => experimental::Experimental::default(),
+        };
         // Agents are authorized from memory, which is never stale; nothing is left to do.
         server.duration("max_attested_node_info_staleness")?;
         let bind_address = match server.filled("bind_address")? {
@@ -204,6 +206,7 @@ impl Config {
                 .map(|range| range.parse(|text| text.parse::<Cidr>()))
                 .collect::<Result<_, _>>()?,
             fingerprint,
+            agent_spiffe_id_as_selector: experimental.agent_spiffe_id_as_selector,
             agent_ttl,
             ca_key_type,
             ca_ttl,

@@ -205,6 +205,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
         metrics: Arc::clone(&metrics),
         lifetimes: ArcSwap::from_pointee(lifetimes(config)),
         disable_jwt_svids: config.disable_jwt_svids,
+        agent_spiffe_id_as_selector: config.agent_spiffe_id_as_selector,
         node_attestors: ArcSwap::from_pointee(node_attestors(config)),
         last_reload: observe::LastReload::default(),
         log_levels,

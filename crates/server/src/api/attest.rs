@@ -209,7 +209,10 @@ async fn admit(
         return Ok(answer);
     }
     let mut selectors = attested.selectors;
-    selectors = selector::sorted(std::mem::take(&mut selectors));
+    if api.agent_spiffe_id_as_selector {
+        selectors.push(own_selector(&agent_id).map_err(|e| Status::internal(format!("failed to attest: {e}")))?);
+    }
+    let selectors = selector::sorted(selectors);
     // The secret is looked at before anything is signed, and redeemed with the node; a stranger costs no signature.
     if let Some(secret) = attested.redeem
         && !api.attested.awaits(&secret)
@@ -306,9 +309,14 @@ fn keep(draft: &mut Draft<'_>, node: &Arc<Node>, redeem: Option<[u8; 32]>, now: 
     Ok(Kept::Yes)
 }
 
+/// The selector that names an agent by its own SPIFFE ID.
+fn own_selector(agent_id: &SpiffeId) -> Result<Selector, selector::SelectorError> {
+    Selector::new("spiffe_id", agent_id.as_str())
+}
+
 /// The entry that gives a node that joined by token a name of the administrator's choice, as SPIRE shapes it.
 fn alias_entry(agent_id: &SpiffeId, alias: SpiffeId, now: Timestamp) -> Result<Entry, StoreError> {
-    let selector = Selector::new("spiffe_id", agent_id.as_str()).map_err(|e| StoreError::Failed(e.to_string()))?;
+    let selector = own_selector(agent_id).map_err(|e| StoreError::Failed(e.to_string()))?;
     Ok(Entry {
         id: uuid::Uuid::new_v4().to_string(),
         spiffe_id: alias,

@@ -65,6 +65,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifetimes: ArcSwap<Lifetimes>,
     pub(crate) disable_jwt_svids: bool,
+    pub(crate) agent_spiffe_id_as_selector: bool,
     pub(crate) node_attestors: ArcSwap<NodeAttestors>,
     pub(crate) log_levels: Arc<dyn LogLevels>,
     pub(crate) last_reload: LastReload,

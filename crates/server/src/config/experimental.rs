@@ -18,8 +18,15 @@ const LATER: &[(&str, &str)] = &[
     ("wit_issuer", "leave it out; there are no WIT-SVIDs yet"),
 ];
 
+/// What of the block the server goes by.
+#[derive(Default)]
+pub(super) struct Experimental {
+    /// Whether agents have their own SPIFFE ID among their selectors.
+    pub(super) agent_spiffe_id_as_selector: bool,
+}
+
 /// Checks the block, and says what the operator should know of it.
-pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<Experimental, ConfigError> {
     if !block.is_empty() {
         warnings.push(experimental::WARNING.to_owned());
     }
@@ -28,11 +35,7 @@ pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<(),
             return Err(found.error("is recognised but not supported yet").hint(*meanwhile));
         }
     }
-    if let Some(selector) = block.boolean("agent_spiffe_id_as_selector")?.filter(|selector| selector.value) {
-        return Err(selector
-            .error("is recognised but not supported yet")
-            .hint("leave it out and name the agent's SPIFFE ID as the parent of its entries"));
-    }
+    let agent_spiffe_id_as_selector = block.boolean("agent_spiffe_id_as_selector")?.is_some_and(|selector| selector.value);
     let reload = block.duration("cache_reload_interval")?.map_or(CACHE_RELOAD_INTERVAL, |interval| interval.value);
     if let Some(full) = block.duration("full_cache_reload_interval")? {
         if full.value <= reload {
@@ -51,5 +54,6 @@ pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<(),
         warnings.push("experimental.sql_transaction_timeout is deprecated, use experimental.event_timeout instead".to_owned());
     }
     experimental::read_shared(&mut block)?;
-    block.finish()
+    block.finish()?;
+    Ok(Experimental { agent_spiffe_id_as_selector })
 }

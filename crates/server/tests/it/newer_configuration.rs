@@ -1,7 +1,14 @@
 //! Files as they are written for SPIRE: every construct of the syntax, everything experimental, and what a newer SPIRE may have.
 
+use std::sync::Arc;
+
 use countersign_server::Config;
+use countersign_transport::clock::SystemClock;
+use countersign_wire::agent::GetAgentRequest;
+use countersign_wire::types;
 use expect_test::{Expect, expect};
+
+use crate::world::{self, Domain, id_to_wire};
 
 const HCL: &str = include_str!("files/constructs.conf");
 const JSON: &str = include_str!("files/constructs.json");
@@ -61,12 +68,6 @@ fn keys_of_a_newer_spire_are_named_with_file_line_and_the_nearest_known_key() {
         server.conf:8: unknown configuration detected: `Server.bind_ports`
         hint: did you mean `bind_port`?"#]],
     );
-    added(
-        "signing_pool {\n  }",
-        &expect![[r#"
-            server.conf:8: unknown configuration detected: `Server.signing_pool`
-            hint: known here: trust_domain, data_dir, profiling_port, profiling_freq, profiling_names, profiling_enabled, experimental, max_attested_node_info_staleness, bind_address, bind_port, socket_path, default_x509_svid_ttl, default_jwt_svid_ttl, agent_ttl, ca_ttl, ca_key_type, prune_attested_nodes_batch_size, prune_tofu_nodes, prune_attested_nodes_expired_for, federation, journal, ratelimit, jwt_key_type, ca_subject, admin_ids, audit_log_enabled, disable_jwt_svids, jwt_issuer, log_level, log_format, log_file, log_source_location, proxy_protocol_trusted_cidrs"#]],
-    );
     experimental(
         "events_based_cache  ",
         "events_based_caches ",
@@ -113,13 +114,6 @@ fn what_cannot_be_honoured_is_refused_with_what_to_do() {
         &expect![[r#"
         server.conf:43: `Server.experimental.require_pq_kem`: is recognised but not supported yet
         hint: leave it out: X25519MLKEM768 is used with every peer that knows it, which agents and servers of ours and recent ones of SPIRE's do"#]],
-    );
-    experimental(
-        last,
-        "agent_spiffe_id_as_selector = true",
-        &expect![[r#"
-        server.conf:43: `Server.experimental.agent_spiffe_id_as_selector`: is recognised but not supported yet
-        hint: leave it out and name the agent's SPIFFE ID as the parent of its entries"#]],
     );
     experimental(
         last,
@@ -225,4 +219,17 @@ fn an_empty_text_is_a_setting_that_is_not_there() {
     // What must be there is missing.
     let error = read("server.conf", &HCL.replacen("\"example.org\"", "\"\"", 1)).unwrap_err();
     assert!(error.contains("trust_domain must be configured"), "{error}");
+}
+
+#[tokio::test]
+async fn agents_have_their_own_id_among_their_selectors_where_that_is_asked_for() {
+    for wanted in [false, true] {
+        let extra = format!("experimental {{\n agent_spiffe_id_as_selector = {wanted}\n }}");
+        let domain = Domain::start_with(Arc::new(SystemClock), &extra).await.unwrap();
+        let node = domain.join(&domain.token(None).await.unwrap()).await.unwrap();
+        let request = GetAgentRequest { id: Some(id_to_wire(&node.id)), output_mask: None };
+        let agent = world::agents(&domain).await.get_agent(request).await.unwrap().into_inner();
+        let own = types::Selector { r#type: "spiffe_id".to_owned(), value: node.id.to_string() };
+        assert_eq!(agent.selectors.contains(&own), wanted, "{agent:?}");
+    }
 }

@@ -17,9 +17,7 @@ use countersign_wire::node::{self, follow_request, issue_request};
 use countersign_wire::svid::{self, svid_client::SvidClient};
 use countersign_wire::trust_domain as federation_api;
 use countersign_wire::types::{self, SelectorMatch, selector_match::MatchBehavior};
-use countersign_wire::{
-    agent_logger, bundle, bundle_api, delegated_identity, explained, id, journal, local_authority, logger, workload,
-};
+use countersign_wire::{agent_logger, bundle, bundle_api, delegated_identity, explained, id, journal, local_authority, logger, workload};
 use prost::Message;
 
 use super::identity::AUDIENCE;
