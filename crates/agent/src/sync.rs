@@ -267,7 +267,11 @@ impl Sync {
                     return Stop::Banned;
                 }
                 Ended::StartOver => match self.join_again("the server has other authorities").await {
-                    Ok(()) => {}
+                    Ok(()) => {
+                        // What the authorities of before signed proves nothing to whoever knows the others only.
+                        let ids: Vec<Arc<str>> = self.cache.svids().into_iter().map(|(id, _)| id).collect();
+                        rotator.replace(&ids);
+                    }
                     Err(stop) => return stop,
                 },
                 Ended::Refused(reason) => match self.join_again(reason.as_str_name()).await {

@@ -160,11 +160,13 @@ async fn an_agent_that_may_start_over_takes_another_bundle_after_the_delay_and_s
     .unwrap();
     assert!(world.clock.now().since(since) >= Duration::from_secs(20 * 60), "not before the delay is over");
     assert_eq!(world.server.calls(ATTEST), attested + 1);
+    let started_over = world.clock.now();
     let after = until("a workload has an SVID of the other authority", || async {
-        world.clock.advance(Duration::from_secs(1));
+        world.clock.advance(Duration::from_millis(200));
         workload.x509_svid_within(SHORT).await.ok().filter(|m| m.svids[0].x509_svid != before.svids[0].x509_svid)
     });
     verify(&after.await.unwrap().svids[0], world.clock.now());
+    assert!(world.clock.now().since(started_over) < Duration::from_secs(180), "it is replaced at once, not at half of its life");
     assert_eq!(bootstrap_state(&world), (2, false, 0));
     world.server.present(held).unwrap();
     world.cut();
