@@ -179,7 +179,7 @@ impl Node {
         self.agreed();
         // Said here, whatever becomes of the connection: from now on the agent believes other authorities.
         if let Some(reason) = reason {
-            tracing::warn!(reason, %source, "Took the newer trust bundle of its source, which knows the server");
+            tracing::warn!(reason, %source, "Took the newer bundle of its source, which knows the server");
         }
         Ok(())
     }

@@ -292,7 +292,7 @@ async fn a_bundle_that_was_taken_is_in_the_log_even_if_the_server_is_gone_right_
     let error = node.connect(None).await.expect_err("the server is gone");
     assert!(matches!(&error, NodeError::Connect(e) if !e.unknown_authority), "{error}");
     assert!(!said().contains("Neither"), "{}", said());
-    assert!(said().contains("Took the newer trust bundle of its source"), "{}", said());
+    assert!(said().contains("Took the newer bundle of its source"), "{}", said());
 
     // The same where nothing that was known counts any more; what a first contact takes replaces nothing.
     for (remembered, is_said) in [(vec![authority(40, now.before(DAY))], true), (Vec::new(), false)] {

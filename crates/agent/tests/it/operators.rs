@@ -78,7 +78,8 @@ async fn the_agent_tells_its_chain_up_to_the_root_and_what_it_holds() {
     assert_eq!((authority.expires_at, &authority.subject), (root.not_after.secs(), &root.subject_text));
     #[expect(deprecated, reason = "it is filled still")]
     let counts = (info.svids_count, info.cached_x509_svids_count, info.cached_jwt_svids_count, info.cached_svidstore_x509_svids_count);
-    assert_eq!(counts, (1, 1, 1, 0));
+    // The agent's own alias is an entry too, fetched sooner or later.
+    assert!([1, 2].contains(&counts.0) && counts == (counts.0, counts.0, 1, 0), "{counts:?}");
     let now = world.clock.now().secs();
     assert!((now - 60..=now).contains(&info.last_sync_success) && (0..60).contains(&info.uptime), "{info:?}");
 }

@@ -111,7 +111,7 @@ fn delegates_are_of_the_own_trust_domain() {
     );
     refused(
         &good("authorized_delegates = [\"cilium\"]"),
-        &expect!["agent.conf:6: `agent.authorized_delegates[0]`: scheme is missing or invalid"],
+        &expect!["agent.conf:6: `agent.authorized_delegates[0]`: the scheme is missing or not `spiffe://`"],
     );
     let many = vec!["\"spiffe://example.org/a\""; 1025].join(", ");
     assert!(read(&good(&format!("authorized_delegates = [{many}]"))).unwrap_err().contains("at most 1024 delegates are allowed"));
