@@ -165,7 +165,7 @@ async fn an_svid_of_another_path_or_trust_domain_is_not_exchanged() {
         assert!(said.starts_with(told), "{uris:?}: {said}");
     }
     let (said, _) = texts(exchanged("", &[good], true).await);
-    assert!(said.starts_with("certificate verification failed: there is no certificate of `CN=Root"), "{said}");
+    assert!(said.starts_with("certificate verification failed: there is no certificate of `OU=Rack 7,CN=Root"), "{said}");
 }
 
 #[tokio::test]

@@ -92,38 +92,38 @@ async fn a_certificate_nobody_vouches_for_is_refused() {
             "another CA",
             vec![theirs.der.as_slice()],
             &theirs.key,
-            "there is no certificate of `CN=Stranger, OU=Rack 7`, which issued the certificate of `CN=node, OU=Rack 7`",
+            "there is no certificate of `OU=Rack 7,CN=Stranger`, which issued the certificate of `OU=Rack 7,CN=node`",
         ),
         (
             "another CA, sent along",
             vec![&theirs.der, stranger.der()],
             &theirs.key,
-            "`CN=Stranger, OU=Rack 7` vouches for itself alone and is not among the trusted authorities",
+            "`OU=Rack 7,CN=Stranger` vouches for itself alone and is not among the trusted authorities",
         ),
         (
             "a CA of the same name",
             vec![&impostor.der],
             &impostor.key,
-            "the signature on the certificate of `CN=node, OU=Rack 7` was not made with the key of `CN=Root, OU=Rack 7`",
+            "the signature on the certificate of `OU=Rack 7,CN=node` was not made with the key of `OU=Rack 7,CN=Root`",
         ),
-        ("self-signed", vec![own.der()], own.key(), "`CN=self, OU=Rack 7`"),
+        ("self-signed", vec![own.der()], own.key(), "`OU=Rack 7,CN=self`"),
         (
             "no intermediate",
             vec![&good.der],
             &good.key,
-            "there is no certificate of `CN=Between, OU=Rack 7`, which issued the certificate of `CN=node, OU=Rack 7`",
+            "there is no certificate of `OU=Rack 7,CN=Between`, which issued the certificate of `OU=Rack 7,CN=node`",
         ),
         (
             "an intermediate that is no CA",
             vec![&below_leaf.der, not_an_authority.der()],
             &below_leaf.key,
-            "`CN=Not an authority, OU=Rack 7` is named as issuer and may not sign certificates",
+            "`OU=Rack 7,CN=Not an authority` is named as issuer and may not sign certificates",
         ),
         (
             "an intermediate without keyCertSign",
             vec![&below_may_not.der, may_not_sign.der()],
             &below_may_not.key,
-            "`CN=May not sign, OU=Rack 7` is named as issuer and may not",
+            "`OU=Rack 7,CN=May not sign` is named as issuer and may not",
         ),
     ] {
         let (said, detail) = texts(show(&w.server, &chain, key).await);
@@ -167,10 +167,10 @@ async fn a_certificate_out_of_its_time_is_refused() {
             "expired",
             vec![over.der.as_slice()],
             &over.key,
-            "`CN=node, OU=Rack 7` is valid from 2020-01-01T00:00:00Z to 2021-01-01T00:00:00Z, it is now 2026-05-28T",
+            "`OU=Rack 7,CN=node` is valid from 2020-01-01T00:00:00Z to 2021-01-01T00:00:00Z, it is now 2026-05-28T",
         ),
-        ("not yet valid", vec![&early.der], &early.key, "`CN=node, OU=Rack 7` is valid from 2030-01-01T00:00:00Z"),
-        ("expired intermediate", vec![&below_old.der, old_between.der()], &below_old.key, "`CN=Old, OU=Rack 7` is valid from 2020-01-01"),
+        ("not yet valid", vec![&early.der], &early.key, "`OU=Rack 7,CN=node` is valid from 2030-01-01T00:00:00Z"),
+        ("expired intermediate", vec![&below_old.der, old_between.der()], &below_old.key, "`OU=Rack 7,CN=Old` is valid from 2020-01-01"),
     ] {
         let (said, _) = texts(show(&w.server, &chain, key).await);
         assert!(said.starts_with("certificate verification failed: the certificate of ") && said.contains(told), "{what}: {said}");
@@ -191,7 +191,7 @@ async fn a_certificate_that_is_not_meant_for_this_is_refused() {
         let leaf = signed(&w.root, &with(|p| p.key_usages = usages));
         let (said, detail) = texts(show(&w.server, &[&leaf.der], &leaf.key).await);
         assert_eq!(said, told);
-        assert!(detail.contains("of `CN=node, OU=Rack 7`"), "{detail}");
+        assert!(detail.contains("of `OU=Rack 7,CN=node`"), "{detail}");
     }
     // What it may be used for in TLS does not matter, as in SPIRE.
     let leaf = signed(&w.root, &with(|p| p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::EmailProtection]));
@@ -262,7 +262,7 @@ async fn a_key_that_is_not_the_certificates_is_refused() {
     let (good, other) = (pki::leaf(&w.root, "node"), pki::leaf(&w.root, "other"));
     let (said, detail) = texts(show(&w.server, &[&good.der], &other.key).await);
     assert_eq!(said, "challenge response verification failed: ECDSA signature verify failed");
-    assert!(detail.contains("of `CN=node, OU=Rack 7`"), "{detail}");
+    assert!(detail.contains("of `OU=Rack 7,CN=node`"), "{detail}");
     let rsa = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
     let rsa = pki::leaf_of(&w.root, &pki::leaf_params("rsa"), rsa);
     show(&w.server, &[&rsa.der], &rsa.key).await.unwrap();
@@ -301,7 +301,7 @@ async fn limits_that_authorities_have_hold() {
     let lower = pki::below(&short, pki::authority_params("Lower"));
     let leaf = pki::leaf(&lower, "node");
     let (said, _) = texts(show(&w.server, &[&leaf.der, lower.der(), short.der()], &leaf.key).await);
-    assert!(said.ends_with("more authorities stand below `CN=Short, OU=Rack 7` than it allows"), "{said}");
+    assert!(said.ends_with("more authorities stand below `OU=Rack 7,CN=Short` than it allows"), "{said}");
 
     let constrained = pki::below(&w.root, {
         let mut params = pki::authority_params("Constrained");
@@ -331,7 +331,7 @@ async fn a_leaf_that_is_itself_in_the_bundle_is_trusted_for_itself_alone() {
     assert_eq!(selectors, ["subject:cn:pinned", "serialnumber:0a1b2c"]);
     let below = pki::leaf(&pinned, "below");
     let (said, _) = texts(show(&server, &[&below.der], &below.key).await);
-    assert!(said.ends_with("`CN=pinned, OU=Rack 7` is named as issuer and may not sign certificates"), "{said}");
+    assert!(said.ends_with("`OU=Rack 7,CN=pinned` is named as issuer and may not sign certificates"), "{said}");
 }
 
 /// Authorities that all certify each other make many ways; the work for a stranger's chain is bounded.
