@@ -1,8 +1,9 @@
-//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `simulate`, `record-demo`, `fuzz`, `mutants`, `ci`.
+//! All automation: `cargo xtask test`, `check`, `tidy`, `gen`, `bless`, `simulate`, `record-demo`, `fuzz`, `mutants`, `image`, `ci`.
 
 mod documents;
 mod fuzz;
 mod generate;
+mod image;
 mod mutants;
 mod prepare;
 mod record;
@@ -31,6 +32,7 @@ cargo xtask COMMAND
           seeds: write the seeds of every corpus anew
   mutants [FILE]: break the identity core in every way, or in one file, and see that a test notices
           policy [FILE]: the same with who may call what and have what
+  image   [--debug]: write the two container images to target/images
   ci      test, then check
 ";
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         "record-demo" => record::record(&root()),
         "fuzz" => fuzz::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         "mutants" => mutants::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
+        "image" => image(),
         "ci" => test().and_then(|()| check()),
         _ => Err(USAGE.into()),
     };
@@ -94,6 +97,15 @@ fn check() -> Result<(), Failure> {
     let program = deny.display().to_string();
     // Advisories need a database that is fetched from the network; it is looked at where there is one, see CONTRIBUTING.md.
     run(&program, &["--locked", "--offline", "check", "bans", "licenses", "sources"], &[])
+}
+
+fn image() -> Result<(), Failure> {
+    let profile = match std::env::args().nth(2).as_deref() {
+        None => image::Profile::Release,
+        Some("--debug") => image::Profile::Dev,
+        Some(other) => return Err(format!("unknown argument `{other}`\n\n{USAGE}").into()),
+    };
+    image::write(&root(), profile).map(drop)
 }
 
 /// Runs seeds of the simulation, and nothing else.

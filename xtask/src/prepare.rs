@@ -1,5 +1,5 @@
-//! What the tests need from outside: Debian packages, and real clients in the languages of those who use us, inside the
-//! target folder. Fails loudly when something is missing; never skips.
+//! What the tests need from outside: Debian packages, real clients in the languages of those who use us, and images,
+//! inside the target folder. Fails loudly when something is missing; never skips.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,11 +26,12 @@ const DEBIAN: &[(&str, &str)] = &[
     ("zsh", "zsh"),
     ("fish", "fish"),
     ("mandoc", "mandoc"),
+    ("docker.io", "dockerd"),
 ];
 /// Known by what Python can import.
 const VENV: &str = "python3-venv";
 /// Packages whose daemons Debian starts when they are installed, with the ports they take.
-const DAEMONS: &[(&str, &str)] = &[("nginx", "nginx on port 80"), ("postgresql", "PostgreSQL on port 5432")];
+const DAEMONS: &[(&str, &str)] = &[("nginx", "nginx on port 80"), ("postgresql", "PostgreSQL on port 5432"), ("docker.io", "Docker")];
 /// Where Debian keeps PostgreSQL's programs, each version in a directory of its own.
 const POSTGRESQL: &str = "/usr/lib/postgresql";
 /// What Debian asks whether a daemon may be started when its package is installed.
@@ -67,6 +68,7 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     let rust = rust_client(root)?;
     let java = java_client(root)?;
     let node = node_client(root)?;
+    let images = crate::image::write(root, crate::image::Profile::Dev)?;
     Ok(Prepared {
         environment: vec![
             ("COUNTERSIGN_TEST_PYTHON", python),
@@ -74,6 +76,7 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
             ("COUNTERSIGN_TEST_RUST_CLIENT", rust),
             ("COUNTERSIGN_TEST_JAVA", java),
             ("COUNTERSIGN_TEST_NODE", node),
+            ("COUNTERSIGN_TEST_IMAGES", images),
         ],
     })
 }

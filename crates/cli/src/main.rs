@@ -4,6 +4,7 @@ mod client;
 mod colour;
 mod commands;
 mod logging;
+mod orphans;
 mod output;
 mod progress;
 #[cfg(test)]
@@ -104,6 +105,7 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
+        orphans::look_after();
         if let Some(program) = demo_program {
             return program.run().await;
         }

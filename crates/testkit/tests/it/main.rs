@@ -16,6 +16,7 @@ mod corpora;
 mod crash;
 mod demo;
 mod explain;
+mod images;
 mod journey;
 mod kept;
 mod mutual;
