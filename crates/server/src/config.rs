@@ -345,6 +345,9 @@ fn read_datastore(plugins: &mut Section, fingerprint: &mut Fingerprint) -> Resul
     if name != "sql" {
         return Err(block.error(format!("there is no DataStore `{name}`, expected `sql`")));
     }
+    if let Some((database, settings)) = data.clone().labelled("database_type").unwrap_or_default().into_iter().next() {
+        return Err(settings.error(format!("`{database}` is not supported yet, expected `sqlite3`")).hint("PostgreSQL comes later"));
+    }
     let kind = data.string("database_type")?.ok_or_else(|| block.missing("database_type"))?;
     if kind.value != "sqlite3" {
         return Err(kind.error(format!("`{}` is not supported yet, expected `sqlite3`", kind.value)).hint("PostgreSQL comes later"));
@@ -356,6 +359,17 @@ fn read_datastore(plugins: &mut Section, fingerprint: &mut Fingerprint) -> Resul
     if path.is_empty() || path == ":memory:" {
         return Err(connection.error("expected the path of a file"));
     }
+    for key in ["ro_connection_string", "root_ca_path", "client_cert_path", "client_key_path"] {
+        if let Some(found) = data.take_any(key) {
+            return Err(found.error("is for databases that are reached over a network").hint("leave it out; `sqlite3` is a file"));
+        }
+    }
+    // There is one writer, readers have the snapshot, and the schema is brought up to date in one transaction: nothing is left to do.
+    data.integer("max_open_conns")?;
+    data.integer("max_idle_conns")?;
+    data.duration("conn_max_lifetime")?;
+    data.boolean("disable_migration")?;
+    data.boolean("log_sql")?;
     data.finish()?;
     Ok(PathBuf::from(path))
 }
