@@ -27,6 +27,7 @@ mod roles;
 mod shell;
 mod simulation;
 mod support;
+mod surface;
 mod terminal;
 mod up;
 mod watch;
