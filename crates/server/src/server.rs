@@ -159,6 +159,13 @@ impl Running {
         self.api.lines.report();
         self.tasks.shutdown().await;
         let _ = std::fs::remove_file(&self.socket_path);
+        let Self { api, _lock, .. } = self;
+        let ended = api.journal.ended();
+        drop(api);
+        // The last outcomes are written, and whoever starts a server here next finds the journal free.
+        if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("The issuance journal is still being written");
+        }
     }
 }
 

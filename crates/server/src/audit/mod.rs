@@ -21,7 +21,7 @@ use countersign_plugins::keys::sha256;
 use countersign_store::Actor;
 use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::{Kind as WireKind, Record};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use disk::{Disk, SystemDisk};
 pub use query::{Answer, Damage, Query, search};
@@ -114,6 +114,7 @@ pub struct Journal {
     directory: Arc<PathBuf>,
     clock: DebugClock,
     server_id: Arc<str>,
+    writing: watch::Receiver<()>,
 }
 
 #[derive(Clone)]
@@ -134,8 +135,15 @@ impl Journal {
         let directory = Arc::new(settings.directory.clone());
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let shared = writer::Shared::default();
-        writer::start(settings, Arc::clone(&clock), shared.clone(), queue)?;
-        Ok(Self { jobs, shared, directory, clock: DebugClock(clock), server_id })
+        let writing = writer::start(settings, Arc::clone(&clock), shared.clone(), queue)?;
+        Ok(Self { jobs, shared, directory, clock: DebugClock(clock), server_id, writing })
+    }
+
+    /// Returns once the last copy of this is gone, what it was given is written, and another server may open the directory.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut writing = self.writing.clone();
+        // Nothing is ever sent: the only news is that the sender is gone.
+        async move { while writing.changed().await.is_ok() {} }
     }
 
     /// Writes these down and waits until they are synced, all or none.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use countersign_transport::clock::SharedClock;
 use countersign_wire::journal::Record;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::refusals::Refusals;
 use super::segment::{Digest, Frame, Segment, Tail, append, tail};
@@ -102,13 +102,13 @@ struct Writer {
     _lock: File,
 }
 
-/// Opens the newest segment, cuts off what was never acknowledged, and starts the writer's thread.
+/// Opens the newest segment, cuts off what was never acknowledged, and starts the writer's thread. The answer ends with it.
 pub(super) fn start(
     settings: Settings,
     clock: SharedClock,
     Shared { outcomes: noted, refusals, trouble }: Shared,
     queue: mpsc::Receiver<Job>,
-) -> Result<(), JournalError> {
+) -> Result<watch::Receiver<()>, JournalError> {
     let failed = |e: &io::Error| failure(&settings.directory, e);
     std::fs::create_dir_all(&settings.directory).map_err(|e| failed(&e))?;
     let lock = lock(&settings.directory)?;
@@ -147,6 +147,7 @@ pub(super) fn start(
         settings,
         _lock: lock,
     };
+    let (running, ended) = watch::channel(());
     std::thread::Builder::new()
         .name("journal-writer".to_owned())
         .spawn(move || {
@@ -154,8 +155,9 @@ pub(super) fn start(
                 seal(&segment, &next);
             }
             writer.run(queue);
+            drop(running);
         })
-        .map(|_| ())
+        .map(|_| ended)
         .map_err(|e| JournalError::Failed { path: "the writer's thread".to_owned(), reason: e.to_string() })
 }
 
