@@ -18,6 +18,9 @@ const BINARY_BYTES_MAX: usize = 4096;
 /// What a header of version 2 begins with. Nothing else that a client may send first does: TLS begins with 0x16.
 const SIGNATURE: [u8; 12] = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
 
+/// Bytes of a header of version 2 before its addresses.
+const HEAD_BYTES: usize = 16;
+
 /// A range of addresses, such as `10.0.0.0/8`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Cidr {
@@ -127,7 +130,21 @@ async fn text(stream: &mut TcpStream) -> Result<Option<SocketAddr>, HeaderError>
         }
         line.push(stream.read_u8().await?);
     }
-    parse_text(line.strip_suffix(b"\r\n").unwrap_or_default())
+    parse(&line)
+}
+
+/// What a whole header says, of either version.
+///
+/// # Errors
+/// It is malformed, or not whole.
+pub fn parse(header: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
+    match header.split_first_chunk::<HEAD_BYTES>() {
+        Some((&[signature @ .., command, family, high, low], rest)) if signature == SIGNATURE => {
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            parse_binary(command, family, rest.get(..length).ok_or(HeaderError::Malformed("it is not whole"))?)
+        }
+        _ => parse_text(header.strip_suffix(b"\r\n").ok_or(HeaderError::Malformed("the line has no end"))?),
+    }
 }
 
 fn parse_text(line: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
@@ -150,19 +167,18 @@ fn parse_text(line: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {
 }
 
 async fn binary(stream: &mut TcpStream) -> Result<Option<SocketAddr>, HeaderError> {
-    let mut head = [0; 16];
-    stream.read_exact(&mut head).await?;
-    let [signature @ .., command, family, high, low] = head;
-    if signature != SIGNATURE {
+    let mut header = vec![0; HEAD_BYTES];
+    stream.read_exact(&mut header).await?;
+    let Some(&[.., high, low]) = header.first_chunk::<HEAD_BYTES>().filter(|head| head.starts_with(&SIGNATURE)) else {
         return Err(HeaderError::Malformed("it does not begin as one"));
-    }
+    };
     let length = usize::from(u16::from_be_bytes([high, low]));
     if length > BINARY_BYTES_MAX {
         return Err(HeaderError::Malformed("it is too long"));
     }
-    let mut rest = vec![0; length];
-    stream.read_exact(&mut rest).await?;
-    parse_binary(command, family, &rest)
+    header.resize(HEAD_BYTES + length, 0);
+    stream.read_exact(header.get_mut(HEAD_BYTES..).unwrap_or_default()).await?;
+    parse(&header)
 }
 
 fn parse_binary(command: u8, family: u8, rest: &[u8]) -> Result<Option<SocketAddr>, HeaderError> {

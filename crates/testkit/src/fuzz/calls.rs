@@ -45,6 +45,25 @@ macro_rules! call {
     };
 }
 
+macro_rules! federation {
+    ($method:literal, $request:ident, $response:ty, $after:expr) => {
+        call!("spire.api.server.trustdomain.v1.TrustDomain", $method, Admin, trust_domain_api::$request, $response, $after)
+    };
+}
+
+macro_rules! authority {
+    ($method:literal, $request:ident, $response:ident) => {
+        call!(
+            "spire.api.server.localauthority.v1.LocalAuthority",
+            $method,
+            Admin,
+            local_authority::$request,
+            local_authority::$response,
+            keep
+        )
+    };
+}
+
 pub(super) const TARGETS: &[Target] = &[
     call!("spire.api.server.agent.v1.Agent", "CountAgents", Admin, agent::CountAgentsRequest, agent::CountAgentsResponse, keep),
     call!("spire.api.server.agent.v1.Agent", "ListAgents", Admin, agent::ListAgentsRequest, agent::ListAgentsResponse, keep),
@@ -193,183 +212,49 @@ pub(super) const TARGETS: &[Target] = &[
         svid::NewDownstreamX509caResponse,
         keep
     ),
-    call!(
-        "spire.api.server.trustdomain.v1.TrustDomain",
+    federation!(
         "ListFederationRelationships",
-        Admin,
-        trust_domain_api::ListFederationRelationshipsRequest,
+        ListFederationRelationshipsRequest,
         trust_domain_api::ListFederationRelationshipsResponse,
         keep
     ),
-    call!(
-        "spire.api.server.trustdomain.v1.TrustDomain",
-        "GetFederationRelationship",
-        Admin,
-        trust_domain_api::GetFederationRelationshipRequest,
-        types::FederationRelationship,
-        keep
-    ),
-    call!(
-        "spire.api.server.trustdomain.v1.TrustDomain",
+    federation!("GetFederationRelationship", GetFederationRelationshipRequest, types::FederationRelationship, keep),
+    federation!(
         "BatchCreateFederationRelationship",
-        Admin,
-        trust_domain_api::BatchCreateFederationRelationshipRequest,
+        BatchCreateFederationRelationshipRequest,
         trust_domain_api::BatchCreateFederationRelationshipResponse,
         related
     ),
-    call!(
-        "spire.api.server.trustdomain.v1.TrustDomain",
+    federation!(
         "BatchUpdateFederationRelationship",
-        Admin,
-        trust_domain_api::BatchUpdateFederationRelationshipRequest,
+        BatchUpdateFederationRelationshipRequest,
         trust_domain_api::BatchUpdateFederationRelationshipResponse,
         keep
     ),
-    call!(
-        "spire.api.server.trustdomain.v1.TrustDomain",
+    federation!(
         "BatchDeleteFederationRelationship",
-        Admin,
-        trust_domain_api::BatchDeleteFederationRelationshipRequest,
+        BatchDeleteFederationRelationshipRequest,
         trust_domain_api::BatchDeleteFederationRelationshipResponse,
         keep
     ),
-    call!("spire.api.server.trustdomain.v1.TrustDomain", "RefreshBundle", Admin, trust_domain_api::RefreshBundleRequest, (), keep),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "GetJWTAuthorityState",
-        Admin,
-        local_authority::GetJwtAuthorityStateRequest,
-        local_authority::GetJwtAuthorityStateResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "PrepareJWTAuthority",
-        Admin,
-        local_authority::PrepareJwtAuthorityRequest,
-        local_authority::PrepareJwtAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "ActivateJWTAuthority",
-        Admin,
-        local_authority::ActivateJwtAuthorityRequest,
-        local_authority::ActivateJwtAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "TaintJWTAuthority",
-        Admin,
-        local_authority::TaintJwtAuthorityRequest,
-        local_authority::TaintJwtAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "RevokeJWTAuthority",
-        Admin,
-        local_authority::RevokeJwtAuthorityRequest,
-        local_authority::RevokeJwtAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "GetX509AuthorityState",
-        Admin,
-        local_authority::GetX509AuthorityStateRequest,
-        local_authority::GetX509AuthorityStateResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "PrepareX509Authority",
-        Admin,
-        local_authority::PrepareX509AuthorityRequest,
-        local_authority::PrepareX509AuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "ActivateX509Authority",
-        Admin,
-        local_authority::ActivateX509AuthorityRequest,
-        local_authority::ActivateX509AuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "TaintX509Authority",
-        Admin,
-        local_authority::TaintX509AuthorityRequest,
-        local_authority::TaintX509AuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "TaintX509UpstreamAuthority",
-        Admin,
-        local_authority::TaintX509UpstreamAuthorityRequest,
-        local_authority::TaintX509UpstreamAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "RevokeX509Authority",
-        Admin,
-        local_authority::RevokeX509AuthorityRequest,
-        local_authority::RevokeX509AuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "RevokeX509UpstreamAuthority",
-        Admin,
-        local_authority::RevokeX509UpstreamAuthorityRequest,
-        local_authority::RevokeX509UpstreamAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "GetWITAuthorityState",
-        Admin,
-        local_authority::GetWitAuthorityStateRequest,
-        local_authority::GetWitAuthorityStateResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "PrepareWITAuthority",
-        Admin,
-        local_authority::PrepareWitAuthorityRequest,
-        local_authority::PrepareWitAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "ActivateWITAuthority",
-        Admin,
-        local_authority::ActivateWitAuthorityRequest,
-        local_authority::ActivateWitAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "TaintWITAuthority",
-        Admin,
-        local_authority::TaintWitAuthorityRequest,
-        local_authority::TaintWitAuthorityResponse,
-        keep
-    ),
-    call!(
-        "spire.api.server.localauthority.v1.LocalAuthority",
-        "RevokeWITAuthority",
-        Admin,
-        local_authority::RevokeWitAuthorityRequest,
-        local_authority::RevokeWitAuthorityResponse,
-        keep
-    ),
+    federation!("RefreshBundle", RefreshBundleRequest, (), keep),
+    authority!("GetJWTAuthorityState", GetJwtAuthorityStateRequest, GetJwtAuthorityStateResponse),
+    authority!("PrepareJWTAuthority", PrepareJwtAuthorityRequest, PrepareJwtAuthorityResponse),
+    authority!("ActivateJWTAuthority", ActivateJwtAuthorityRequest, ActivateJwtAuthorityResponse),
+    authority!("TaintJWTAuthority", TaintJwtAuthorityRequest, TaintJwtAuthorityResponse),
+    authority!("RevokeJWTAuthority", RevokeJwtAuthorityRequest, RevokeJwtAuthorityResponse),
+    authority!("GetX509AuthorityState", GetX509AuthorityStateRequest, GetX509AuthorityStateResponse),
+    authority!("PrepareX509Authority", PrepareX509AuthorityRequest, PrepareX509AuthorityResponse),
+    authority!("ActivateX509Authority", ActivateX509AuthorityRequest, ActivateX509AuthorityResponse),
+    authority!("TaintX509Authority", TaintX509AuthorityRequest, TaintX509AuthorityResponse),
+    authority!("TaintX509UpstreamAuthority", TaintX509UpstreamAuthorityRequest, TaintX509UpstreamAuthorityResponse),
+    authority!("RevokeX509Authority", RevokeX509AuthorityRequest, RevokeX509AuthorityResponse),
+    authority!("RevokeX509UpstreamAuthority", RevokeX509UpstreamAuthorityRequest, RevokeX509UpstreamAuthorityResponse),
+    authority!("GetWITAuthorityState", GetWitAuthorityStateRequest, GetWitAuthorityStateResponse),
+    authority!("PrepareWITAuthority", PrepareWitAuthorityRequest, PrepareWitAuthorityResponse),
+    authority!("ActivateWITAuthority", ActivateWitAuthorityRequest, ActivateWitAuthorityResponse),
+    authority!("TaintWITAuthority", TaintWitAuthorityRequest, TaintWitAuthorityResponse),
+    authority!("RevokeWITAuthority", RevokeWitAuthorityRequest, RevokeWitAuthorityResponse),
     call!("spire.api.server.debug.v1.Debug", "GetInfo", Admin, debug::GetInfoRequest, debug::GetInfoResponse, keep),
     call!("spire.api.server.logger.v1.Logger", "GetLogger", Admin, logger::GetLoggerRequest, types::Logger, keep),
     call!("spire.api.server.logger.v1.Logger", "SetLogLevel", Admin, logger::SetLogLevelRequest, types::Logger, keep),

@@ -1,14 +1,20 @@
-//! The issuance journal as it is found on a disk, and the bytes of HTTP/2 before a library reads them.
+//! The issuance journal as it is found on a disk, and bytes of a connection before a library reads them: HTTP/2, and what a
+//! proxy says before TLS.
 
 use std::sync::Arc;
 
 use countersign_server::audit::{Journal, Query, Settings, search};
+use countersign_transport::proxy;
 use countersign_transport::unix::Authority;
 
 use super::{NOW, Target, split};
 use crate::clock::VirtualClock;
 
-pub(super) const TARGETS: &[Target] = &[Target { name: "journal", run: journal }, Target { name: "http2_authority", run: http2_authority }];
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "journal", run: journal },
+    Target { name: "http2_authority", run: http2_authority },
+    Target { name: "proxy_header", run: proxy_header },
+];
 
 /// A segment, and the index beside it if there is a second piece.
 fn journal(bytes: &[u8]) {
@@ -55,4 +61,24 @@ fn http2_authority(bytes: &[u8]) {
     let mut again = whole.clone();
     Authority::default().pass(&mut again);
     assert_eq!(again, whole, "what is mended needs no mending");
+}
+
+/// Whom a header names is who stands in its place for the source, and of the family that the header says.
+fn proxy_header(bytes: &[u8]) {
+    let Ok(Some(named)) = proxy::parse(bytes) else { return };
+    if let Ok(line) = std::str::from_utf8(bytes)
+        && line.starts_with("PROXY ")
+    {
+        let mut words = line.trim_end().split(' ').skip(1);
+        assert_eq!(words.next(), Some(if named.is_ipv4() { "TCP4" } else { "TCP6" }));
+        assert_eq!(words.next().and_then(|word| word.parse().ok()), Some(named.ip()));
+        return;
+    }
+    let source = match named.ip() {
+        std::net::IpAddr::V4(address) => address.octets().to_vec(),
+        std::net::IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let family = if named.is_ipv4() { 0x11 } else { 0x21 };
+    assert_eq!(bytes.get(12..14), Some(&[0x21, family][..]), "another command or family");
+    assert_eq!(bytes.get(16..16 + source.len()), Some(source.as_slice()));
 }

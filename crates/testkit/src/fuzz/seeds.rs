@@ -71,6 +71,7 @@ async fn make() -> Result<(Seeds, Bundle), Anyhow> {
     let token = names_and_credentials(&mut seeds, &domain, &trust).await?;
     configurations(&mut seeds, &domain);
     http2(&mut seeds);
+    proxies(&mut seeds);
     agents_and_bundles(&mut seeds, &trust)?;
     relationships(&mut seeds)?;
     authorities(&mut seeds);
@@ -184,6 +185,19 @@ fn http2(seeds: &mut Seeds) {
     seeds.add("http2_authority", &plain);
     plain.truncate(40);
     seeds.add("http2_authority", plain);
+}
+
+/// What proxies say before TLS, in both versions.
+fn proxies(seeds: &mut Seeds) {
+    for line in ["PROXY TCP4 203.0.113.7 10.0.0.1 40000 8081\r\n", "PROXY TCP6 2001:db8::7 ::1 1 2\r\n", "PROXY UNKNOWN\r\n"] {
+        seeds.add("proxy_header", line);
+    }
+    let head = |command: u8, family: u8, length: u8| [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family, 0, length]].concat();
+    let v4 = [203, 0, 113, 7, 10, 0, 0, 1, 0x9c, 0x40, 0x1f, 0x91];
+    seeds.add("proxy_header", [head(0x21, 0x11, 12), v4.to_vec()].concat());
+    seeds.add("proxy_header", [head(0x21, 0x11, 15), v4.to_vec(), vec![1, 0, 0]].concat());
+    seeds.add("proxy_header", [head(0x21, 0x21, 36), vec![7; 36]].concat());
+    seeds.add("proxy_header", head(0x20, 0, 0));
 }
 
 fn named(path: &str) -> Option<types::Spiffeid> {
