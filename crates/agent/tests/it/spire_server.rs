@@ -287,6 +287,24 @@ async fn a_server_too_old_to_sync_is_asked_for_whole_lists() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_learns_to_push_behind_a_standing_connection_is_found_out() {
+    let puppet = puppet().await;
+    served(&puppet, |_| true).await;
+    let (asked, knocks) = (puppet.server.calls(FOLLOW), puppet.server.knocks());
+    for method in [FOLLOW, ISSUE] {
+        puppet.server.decide(method, None);
+    }
+    passing(&puppet.clock, "the stream is used", || async { (puppet.server.calls(FOLLOW) > asked).then_some(()) }).await;
+    assert_eq!(puppet.server.knocks(), knocks, "on the connection that stands");
+    let rounds = puppet.server.calls(SYNC);
+    for _ in 0..50 {
+        puppet.clock.advance(ROUND);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(puppet.server.calls(SYNC), rounds, "it is not asked at intervals any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_in_trouble_is_asked_less_and_less_and_what_is_held_is_served() {
     let puppet = puppet().await;
     for wrong in [Status::internal("broken"), Status::permission_denied("without a reason"), Status::unavailable("its datastore is away")] {
