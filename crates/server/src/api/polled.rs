@@ -86,8 +86,14 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     entries: Mutex<OfAgents>,
-    /// Of the newest bundle, for each mask.
-    bundle: Mutex<(Option<Arc<Bundle>>, HashMap<Option<BundleMask>, Bytes>)>,
+    bundle: Mutex<OfBundle>,
+}
+
+/// The answers with one bundle, for each mask.
+#[derive(Debug, Default)]
+struct OfBundle {
+    bundle: Option<Arc<Bundle>>,
+    kept: HashMap<Option<BundleMask>, Bytes>,
 }
 
 #[derive(Debug, Default)]
@@ -183,11 +189,11 @@ impl Answers {
 
     fn bundle(&self, own: &Arc<Bundle>, wanted: Option<BundleMask>) -> Bytes {
         let mut held = self.bundle.lock().unwrap_or_else(PoisonError::into_inner);
-        if !held.0.as_ref().is_some_and(|of| Arc::ptr_eq(of, own)) {
-            *held = (Some(Arc::clone(own)), HashMap::new());
+        if !held.bundle.as_ref().is_some_and(|of| Arc::ptr_eq(of, own)) {
+            *held = OfBundle { bundle: Some(Arc::clone(own)), kept: HashMap::new() };
         }
         let make = || mask::bundle(bundle::to_wire(own), wanted.as_ref()).encode_to_vec().into();
-        held.1.entry(wanted).or_insert_with(make).clone()
+        held.kept.entry(wanted).or_insert_with(make).clone()
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn start(api: Api, caller: Caller, agent: SpiffeId, requests: Streami
     caller.access.leave();
     tokio::spawn(async move {
         let outcome = exchange(&api, &agent, requests, &out).await;
-        caller.access.end(outcome.as_ref().map(|()| ()));
+        caller.access.end(outcome.as_ref().copied());
         if let Err(status) = outcome {
             let _ = out.send(Err(status)).await;
         }
