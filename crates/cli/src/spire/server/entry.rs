@@ -326,7 +326,8 @@ fn filter(given: &Given) -> Result<list_entries_request::Filter, Failure> {
 pub(super) async fn show_all(given: Given) -> Outcome {
     let target = Target::server(&given)?;
     let id = given.text("entryID");
-    if !id.is_empty() && !(given.text("parentID").is_empty() && given.text("spiffeID").is_empty() && given.texts("selector").is_empty()) {
+    let is_filtered = !given.text("parentID").is_empty() || !given.text("spiffeID").is_empty() || !given.texts("selector").is_empty();
+    if !id.is_empty() && is_filtered {
         return Err(Failure::new("the -entryID flag can't be combined with others"));
     }
     let mut entries = if id.is_empty() {
