@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{ConfigError, Place};
 use crate::section::{Node, Section, Value};
+use crate::{DEPTH_MAX, too_deep};
 
 /// Labels of one block; SPIRE's have one. Each nests the tree once more.
 const LABELS_MAX: usize = 8;
@@ -16,7 +17,7 @@ const FORM: &str = "each setting is `key = value`, each block `name { … }`";
 pub(crate) fn parse(file: &Arc<str>, text: &str) -> Result<Section, ConfigError> {
     // What editors of Windows put before a text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { file, rest: text.chars().peekable(), line: 1 };
+    let mut reader = Reader { file, rest: text.chars().peekable(), line: 1, depth: 0 };
     let place = reader.place();
     reader.items("", place, false)
 }
@@ -25,9 +26,22 @@ struct Reader<'a> {
     file: &'a Arc<str>,
     rest: Peekable<Chars<'a>>,
     line: usize,
+    /// Blocks and lists around what is read: reading them recurses.
+    depth: usize,
 }
 
 impl Reader<'_> {
+    /// Reads what is one level further in.
+    fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
+        self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            return Err(too_deep(&self.place()));
+        }
+        let found = read(self);
+        self.depth -= 1;
+        found
+    }
+
     fn place(&self) -> Place {
         Place { file: Arc::clone(self.file), line: self.line }
     }
@@ -163,7 +177,7 @@ impl Reader<'_> {
     /// A block with labels nests one section a label.
     fn block(&mut self, path: &str, labels: &[String], place: Place) -> Result<Node, ConfigError> {
         let section = match labels.split_first() {
-            None => self.items(path, place.clone(), true)?,
+            None => self.deeper(|r| r.items(path, place.clone(), true))?,
             Some((label, rest)) => {
                 let mut outer = Section::new(path, place.clone());
                 let inner = self.block(&format!("{path} {label:?}"), rest, place.clone())?;
@@ -191,10 +205,10 @@ impl Reader<'_> {
         let value = match self.peek() {
             Some('"') => Value::String(self.string(path)?),
             Some('<') => Value::String(self.heredoc(path)?),
-            Some('[') => self.list(path)?,
+            Some('[') => self.deeper(|r| r.list(path))?,
             Some('{') => {
                 self.next();
-                Value::Section(self.items(path, place.clone(), true)?)
+                Value::Section(self.deeper(|r| r.items(path, place.clone(), true))?)
             }
             Some(c) if c == '-' || c.is_ascii_digit() => self.number(path)?,
             Some(c) if is_first_of_word(c) => match self.word().as_str() {

@@ -11,6 +11,7 @@ mod json;
 mod overlay;
 mod section;
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,11 +33,13 @@ pub const DEPTH_MAX: usize = 64;
 pub fn load(path: &Path, expand_env: bool) -> Result<Section, ConfigError> {
     let name: Arc<str> = path.display().to_string().into();
     let about = Place { file: Arc::clone(&name), line: 0 };
-    let length = std::fs::metadata(path).map_err(|e| ConfigError::unreadable(&about, &e))?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(ConfigError::new(&about, format!("the file has {length} bytes, more than the {FILE_BYTES_MAX} allowed")));
+    let mut text = String::new();
+    // Not by its length: a pipe and a device have none.
+    let file = std::fs::File::open(path).map_err(|e| ConfigError::unreadable(&about, &e))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| ConfigError::unreadable(&about, &e))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::new(&about, format!("the file has more than the {FILE_BYTES_MAX} bytes allowed")));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::unreadable(&about, &e))?;
     let text = if expand_env { expand(&text, |key| std::env::var(key).ok()) } else { text };
     parse(&name, &text)
 }
@@ -47,21 +50,32 @@ pub fn load(path: &Path, expand_env: bool) -> Result<Section, ConfigError> {
 /// As [`load`].
 pub fn parse(name: &str, text: &str) -> Result<Section, ConfigError> {
     let file: Arc<str> = name.into();
-    if let Some(line) = too_deep(text) {
-        return Err(ConfigError::new(&Place { file, line }, format!("nested deeper than {DEPTH_MAX} levels")));
+    if !text.trim_start().starts_with('{') {
+        return hcl::parse(&file, text);
     }
-    if text.trim_start().starts_with('{') { json::parse(&file, text) } else { hcl::parse(&file, text) }
+    if let Some(line) = deep_line(text) {
+        return Err(too_deep(&Place { file, line }));
+    }
+    json::parse(&file, text)
 }
 
-/// The line in which brackets nest too deep for the parsers, which recurse. Brackets in strings count too.
-fn too_deep(text: &str) -> Option<usize> {
+fn too_deep(place: &Place) -> ConfigError {
+    ConfigError::new(place, format!("nested deeper than {DEPTH_MAX} levels"))
+}
+
+/// The line in which brackets nest too deep for the parser of JSON, which recurses.
+fn deep_line(text: &str) -> Option<usize> {
     let mut depth = 0usize;
     let mut line = 1;
+    let (mut in_text, mut is_escaped) = (false, false);
     for byte in text.bytes() {
         match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
             b'\n' => line += 1,
-            b'{' | b'[' | b'(' => depth += 1,
-            b'}' | b']' | b')' => depth = depth.saturating_sub(1),
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
             _ => {}
         }
         if depth > DEPTH_MAX {

@@ -67,7 +67,8 @@ pub fn configured(plugins: &mut Section, kind: &'static str, fingerprint: &mut F
 
 /// The settings in a file of their own, which may be HCL or JSON too. The beginning of the sentence is SPIRE's.
 fn from_file(file: &Spanned<String>) -> Result<Section, ConfigError> {
-    if let Err(error) = std::fs::File::open(&file.value) {
+    // Not opened for a look: a pipe would be empty the second time.
+    if let Err(error) = std::fs::metadata(&file.value) {
         let reason = match error.kind() {
             std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
             std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),

@@ -1,5 +1,5 @@
-//! The `federation` block of `server.conf`: relationships that the operator wrote down. They win over those made by the API for
-//! the same trust domain, and are not shown there, as in SPIRE.
+//! The `federation` block of `server.conf`: relationships that the operator wrote down. They are not shown by the API, as in
+//! SPIRE, and will win over those made there for the same trust domain once bundles are fetched.
 
 use countersign_config::{ConfigError, Section};
 use countersign_identity::federation::{EndpointProfile, EndpointUrl};

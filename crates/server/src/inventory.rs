@@ -148,24 +148,26 @@ pub(crate) fn judge(found: &Found<'_>) -> Result<Judged, Mismatch> {
     let usable = live.iter().filter(|a| signs(a)).copied().min_by_key(rank);
     let Some(usable) = usable else {
         let lost = live.iter().copied().min_by_key(rank);
+        let issued = (found.issued)()?;
+        let strangers = strangers(found);
+        let unknown = signed_lately(&strangers, &issued);
+        let is_new = found.snapshot.authorities().next().is_none() && found.snapshot.bundle(found.trust_domain.name()).is_none();
+        // Before the operator is told how to give an authority up: with another server's key file in place that would overwrite it.
+        if !is_new && found.keys_persist && unknown.is_empty() && are_foreign(found) {
+            return Err(Mismatch::KeysForeign { ids: key_ids(found) });
+        }
         if let Some(lost) = lost.filter(|a| found.keys_persist && !found.given_up.iter().any(|id| **id == *a.id)) {
             return Err(Mismatch::KeysLost { id: lost.id.to_string(), until: lost.expires_at });
         }
-        let issued = (found.issued)()?;
         let has_issued = issued != Issued::Never;
-        let is_new = found.snapshot.authorities().next().is_none() && found.snapshot.bundle(found.trust_domain.name()).is_none();
         if is_new && found.keys_persist && has_issued && found.keys.iter().any(|(id, _)| is_authority_key(id)) {
             return Err(Mismatch::StoreLost(found.store_path.display().to_string()));
         }
         // INVARIANT: the name is written before the first key is made, so where it is missing the keys are somebody else's. Test
         // `the_keys_of_a_spire_server_are_left_byte_for_byte`.
         if is_new && found.keys_persist && !has_issued && found.server_id.is_none() && !found.keys.is_empty() {
-            let mut ids: Vec<String> = found.keys.iter().map(|(id, _)| id.clone()).collect();
-            ids.sort_unstable();
-            return Err(Mismatch::KeysForeign { ids });
+            return Err(Mismatch::KeysForeign { ids: key_ids(found) });
         }
-        let strangers = strangers(found);
-        let unknown = signed_lately(&strangers, &issued);
         let kept: Vec<String> = unknown.iter().filter(|id| !found.given_up.contains(id)).cloned().collect();
         if !is_new && found.keys_persist && !kept.is_empty() {
             return Err(Mismatch::StoreOlder { store: found.store_path.display().to_string(), ids: kept });
@@ -233,6 +235,20 @@ fn is_of(authority: &AuthorityRecord, id: &str, key: &PublicKey) -> bool {
 
 fn is_known(found: &Found<'_>, id: &str, key: &PublicKey) -> bool {
     found.snapshot.authorities().any(|a| is_of(a, id, key))
+}
+
+/// Whether there are authority keys, more than one as every server has that ever issued, and the store knows none of them. A
+/// single one may be what a crash left behind.
+fn are_foreign(found: &Found<'_>) -> bool {
+    let mut keys = found.keys.iter().filter(|(id, _)| is_authority_key(id));
+    let several = keys.clone().count() > 1;
+    several && keys.all(|(id, key)| !is_known(found, id, key))
+}
+
+fn key_ids(found: &Found<'_>) -> Vec<String> {
+    let mut ids: Vec<String> = found.keys.iter().map(|(id, _)| id.clone()).collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// X.509 authorities whose keys are here and of which the store has never heard, by the names they have in the journal.

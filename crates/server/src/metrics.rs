@@ -153,5 +153,5 @@ pub(crate) const fn code_name(code: tonic::Code) -> &'static str {
     }
 }
 
-/// A source of readings, asked at each scrape.
-pub(crate) type ReadingSource = Arc<dyn Fn() -> Reading + Send + Sync>;
+/// A source of readings, asked at each scrape; dry once the server has stopped.
+pub(crate) type ReadingSource = Arc<dyn Fn() -> Option<Reading> + Send + Sync>;

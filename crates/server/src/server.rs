@@ -262,7 +262,7 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     }
     if let Some(listener) = prometheus {
         let source = reading(&api, &counters);
-        observe::serve_metrics(listener, Arc::new(move || metrics.render(&source())));
+        observe::serve_metrics(listener, Arc::new(move || source().map_or_else(String::new, |reading| metrics.render(&reading))));
     }
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
@@ -388,10 +388,12 @@ fn follow_bundles(store: &Store, tasks: &mut JoinSet<()>) -> SharedBundles {
     bundles
 }
 
-/// Ready: it can issue. The names of the parts are SPIRE's where it has them.
+/// Ready: it can issue. The names of the parts are SPIRE's where it has them. Listeners of HTTP live as long as the process,
+/// so they hold nothing of a server that has stopped.
 fn readiness(api: &Api) -> observe::Readiness {
-    let api = api.clone();
+    let api = Arc::downgrade(&api.0);
     Arc::new(move || {
+        let Some(api) = api.upgrade().map(Api) else { return Err("{\"server\":{}}".to_owned()) };
         let mut body = serde_json::json!({ "server": {} });
         let mut ready = true;
         for part in api.health() {
@@ -411,8 +413,9 @@ fn readiness(api: &Api) -> observe::Readiness {
 }
 
 fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingSource {
-    let (api, counters) = (api.clone(), Arc::clone(counters));
+    let (api, counters) = (Arc::downgrade(&api.0), Arc::clone(counters));
     Arc::new(move || {
+        let api = Api(api.upgrade()?);
         let snapshot = api.store.snapshot();
         let (streams, slowest) = api.hub.standing();
         let now = api.clock.now();
@@ -424,7 +427,7 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             .map(|(kind, end)| (if kind == "x509" { "x509_authority" } else { "jwt_authority" }, left(end)))
             .collect();
         expires_in.push(("server_x509_svid", left(api.own.expires_at())));
-        Reading {
+        Some(Reading {
             revision: snapshot.revision(),
             entries: snapshot.entries_count(),
             agents: snapshot.nodes_count(),
@@ -435,7 +438,7 @@ fn reading(api: &Api, counters: &Arc<tcp::Counters>) -> crate::metrics::ReadingS
             handshakes_failed: counters.handshakes_failed.load(Ordering::Relaxed),
             turned_away: counters.turned_away.load(Ordering::Relaxed),
             refusals: api.journal.refusals(),
-        }
+        })
     })
 }
 

@@ -199,7 +199,7 @@ impl Access {
         }
     }
 
-    /// Leaves the line at the end to [`Access::end`]: the call goes on after its answer has begun. An empty batch has none.
+    /// Leaves the line at the end to [`Access::end`]: the call goes on after its answer has begun.
     pub(crate) fn leave(&self) {
         if let Some(call) = &self.0 {
             call.said.lock().unwrap_or_else(PoisonError::into_inner).is_left = true;

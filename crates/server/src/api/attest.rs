@@ -171,11 +171,13 @@ async fn attest(api: &Api, caller: &Caller, exchange: &mut Exchange) -> Result<a
     if !attested.path.strip_prefix('/').and_then(|p| p.strip_prefix(name)).is_some_and(|p| p.starts_with('/')) {
         tracing::warn!(agent_id = %agent_id, node_attestor_type = name, "The agent's ID is not in the agent namespace of its attestor");
     }
-    caller.access.about(|| access::About { agent_id: Some(agent_id.as_str().to_owned()), ..about() });
     // In a task of its own: from the first durable step on it runs to its end, and what it did can be asked for again.
-    let (api, caller) = (api.clone(), caller.clone());
-    let admission = tokio::spawn(async move { admit(&api, &caller, name, agent_id, attested, csr).await });
-    Ok(admission.await.map_err(|_| Status::unavailable("the server is shutting down"))??)
+    let (api, of, id) = (api.clone(), caller.clone(), agent_id.clone());
+    let admission = tokio::spawn(async move { admit(&api, &of, name, id, attested, csr).await });
+    let admitted = admission.await.map_err(|_| Status::unavailable("the server is shutting down"))??;
+    // Only now: the ID of an agent that joins by token shows the token, which is spent only now.
+    caller.access.about(|| access::About { agent_id: Some(agent_id.as_str().to_owned()), ..about() });
+    Ok(admitted)
 }
 
 /// Issues the SVID and keeps the node.

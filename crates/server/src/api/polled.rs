@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
 use countersign_identity::{Bundle, Entry, SpiffeId, Timestamp};
-use countersign_store::{Concern, Cursor, Snapshot};
+use countersign_store::{Concern, Cursor, Snapshot, Transaction};
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
 use countersign_wire::bundle_api::GetBundleRequest;
 use countersign_wire::entry_api::{GetAuthorizedEntriesRequest, GetAuthorizedEntriesResponse, SyncAuthorizedEntriesRequest};
@@ -42,8 +42,12 @@ pub(crate) const METHODS: [&str; 3] = [SYNC, ENTRIES, BUNDLE];
 const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Agents that have not asked for this long have gone, or ask otherwise by now.
 const KEPT_UNUSED_MAX: Duration = Duration::from_secs(60);
+/// What a kept answer costs beside its messages, an empty one too: key, row and allocations.
+const KEPT_OVERHEAD_BYTES: usize = 512;
 /// Transactions looked through for what concerns an agent; with more, making its answer anew is cheaper.
 const TRANSACTIONS_MAX: usize = 64;
+/// Changes in them looked through: somebody who imports a hundred thousand entries must not have each agent look at all of them.
+const CHANGES_MAX: usize = 256;
 
 /// For the methods of the generated services whose calls come here instead.
 pub(super) fn elsewhere() -> Status {
@@ -78,7 +82,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     fn bytes(&self) -> usize {
-        self.messages.iter().map(Bytes::len).sum()
+        KEPT_OVERHEAD_BYTES + self.messages.iter().map(Bytes::len).sum::<usize>()
     }
 }
 
@@ -109,7 +113,8 @@ impl OfAgents {
         if let Some(before) = self.kept.remove(&key) {
             self.bytes = self.bytes.saturating_sub(before.answer.bytes());
         }
-        if self.bytes + bytes > KEPT_BYTES_MAX && now.saturating_sub(self.swept) >= KEPT_UNUSED_MAX {
+        // Also where there is room: nodes come and go under new names for years.
+        if now.saturating_sub(self.swept) >= KEPT_UNUSED_MAX {
             self.kept.retain(|_, kept| now.saturating_sub(kept.used) < KEPT_UNUSED_MAX);
             self.bytes = self.kept.values().map(|kept| kept.answer.bytes()).sum();
             self.swept = now;
@@ -128,21 +133,27 @@ impl Answers {
 
     /// The kept answer, if it is still what would be made anew.
     fn find(&self, api: &Api, snapshot: &Snapshot, key: &(SpiffeId, Kind), mask: Option<EntryMask>) -> Option<Answer> {
-        let mut all = self.lock();
-        let kept = all.kept.get_mut(key)?;
+        // Compared outside the lock, which all agents share.
+        let kept = self.lock().kept.get(key).cloned()?;
         if kept.mask != mask || kept.ends.is_some_and(|end| end <= api.clock.now()) {
             return None;
         }
         let now = snapshot.cursor();
         if kept.cursor != now {
-            let transactions = snapshot.since(&kept.cursor).filter(|transactions| transactions.len() <= TRANSACTIONS_MAX)?;
+            let few = |transactions: &Vec<Arc<Transaction>>| {
+                transactions.len() <= TRANSACTIONS_MAX && transactions.iter().map(|t| t.changes.len()).sum::<usize>() <= CHANGES_MAX
+            };
+            let transactions = snapshot.since(&kept.cursor).filter(few)?;
             match snapshot.concern_of(&key.0, &transactions) {
-                Concern::Entries(ids) if ids.is_empty() => kept.cursor = now,
+                Concern::Entries(ids) if ids.is_empty() => {}
                 Concern::Entries(_) | Concern::All => return None,
             }
         }
-        kept.used = api.clock.steady();
-        Some(kept.answer.clone())
+        // Whoever replaced it meanwhile made a newer one.
+        if let Some(same) = self.lock().kept.get_mut(key).filter(|same| same.cursor == kept.cursor) {
+            (same.cursor, same.used) = (now, api.clock.steady());
+        }
+        Some(kept.answer)
     }
 
     fn of_agent(

@@ -243,14 +243,14 @@ where
             };
             match gate.admit(request.uri().path(), proof).await {
                 Ok(caller) => {
-                    let access = caller.access.clone();
+                    let unanswered = Unanswered(Some(caller.access.clone()));
                     request.extensions_mut().insert(caller);
                     let method = request.uri().path().to_owned();
                     let response = inner.call(request).await?;
                     // An error before the first message is in the headers; what comes later counts as answered.
                     let refusal = Status::from_header_map(response.headers());
                     gate.metrics.called(&method, refusal.as_ref().map_or(tonic::Code::Ok, Status::code));
-                    access.answered(refusal.as_ref());
+                    unanswered.answered(refusal.as_ref());
                     Ok(response)
                 }
                 Err(status) => {
@@ -259,5 +259,25 @@ where
                 }
             }
         })
+    }
+}
+
+/// A call under way. A caller that hangs up, or whose deadline passes, takes the task with it and not what was begun, so the
+/// audit log has its line all the same.
+struct Unanswered(Option<Access>);
+
+impl Unanswered {
+    fn answered(mut self, refusal: Option<&Status>) {
+        if let Some(access) = self.0.take() {
+            access.answered(refusal);
+        }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(access) = self.0.take() {
+            access.answered(Some(&Status::cancelled("the caller did not wait for the answer; what was begun is finished")));
+        }
     }
 }

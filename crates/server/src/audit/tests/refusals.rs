@@ -112,6 +112,7 @@ fn unwritten(jobs: mpsc::Sender<Job>) -> Journal {
         directory: Arc::default(),
         clock: DebugClock(TestClock::new()),
         server_id: "server-1".into(),
+        writing: tokio::sync::watch::channel(()).1,
     }
 }
 
