@@ -8,9 +8,10 @@ use countersign_wire::entry_api::entry_client::EntryClient;
 use countersign_wire::entry_api::{self, list_entries_request};
 use countersign_wire::{id, types};
 use prost::Message as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::transport::Channel;
 
+use super::entry_file::{UnknownMembers, read_entries, read_ids};
 use super::{MatchOn, optional_id, selector_match, show};
 use crate::client::ServerSocket;
 use crate::output::{self, Failure, Outcome, OutputArgs};
@@ -475,101 +476,4 @@ async fn count(command: Count) -> Outcome {
 pub(crate) fn count_filter(filter: list_entries_request::Filter) -> entry_api::count_entries_request::Filter {
     let list_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream } = filter;
     entry_api::count_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_federates_with, by_hint, by_downstream }
-}
-
-fn read_json(path: &std::path::Path) -> Result<Value, Failure> {
-    let failed = |e: String| Failure::new(format!("cannot read `{}`: {e}", path.display()));
-    let text = if path == std::path::Path::new("-") {
-        std::io::read_to_string(std::io::stdin()).map_err(|e| failed(e.to_string()))?
-    } else {
-        std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?
-    };
-    serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
-}
-
-/// IDs from `{"ids": […]}`.
-pub(crate) fn read_ids(path: &std::path::Path) -> Result<Vec<String>, Failure> {
-    let value = read_json(path)?;
-    let listed = value.get("ids").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `ids` list"))?;
-    Ok(listed.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)).collect())
-}
-
-/// What becomes of members of an entry that nobody knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum UnknownMembers {
-    /// They are an error: somebody mistyped.
-    Refused,
-    /// As SPIRE does, for files that were written for it.
-    Ignored,
-}
-
-/// `{"entries": […]}` in SPIRE's form, with SPIFFE IDs as texts.
-pub(crate) fn read_entries(path: &std::path::Path, unknown: UnknownMembers) -> Result<Vec<types::Entry>, Failure> {
-    let value = read_json(path)?;
-    let entries = value.get("entries").and_then(Value::as_array).ok_or_else(|| Failure::new("the file has no `entries` list"))?;
-    let read = |(index, e)| read_entry(e, unknown).map_err(|what| Failure::new(format!("entry {index}: {what}")));
-    entries.iter().enumerate().map(read).collect()
-}
-
-fn read_entry(value: &Value, unknown: UnknownMembers) -> Result<types::Entry, String> {
-    let members = value.as_object().ok_or("it is not an object")?;
-    let known = [
-        "selectors",
-        "spiffe_id",
-        "parent_id",
-        "x509_svid_ttl",
-        "jwt_svid_ttl",
-        "federates_with",
-        "entry_id",
-        "admin",
-        "downstream",
-        "entryExpiry",
-        "dns_names",
-        "revision_number",
-        "store_svid",
-        "hint",
-        "created_at",
-        "additional_attributes",
-    ];
-    if let Some(name) = members.keys().find(|k| !known.contains(&k.as_str()))
-        && unknown == UnknownMembers::Refused
-    {
-        return Err(format!("unknown member `{name}`"));
-    }
-    let text = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let flag = |name: &str| members.get(name).and_then(Value::as_bool).unwrap_or(false);
-    let number = |name: &str| members.get(name).and_then(Value::as_i64).unwrap_or(0);
-    let list = |name: &str| -> Vec<String> {
-        members.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(|v| v.as_str().map(ToOwned::to_owned)).collect()
-    };
-    let parse = |name: &str| SpiffeId::parse(&text(name)).map(|id| Some(id::to_wire(&id))).map_err(|e| format!("{name}: {e}"));
-    let part = |s: &Value, name: &str| s.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let extra = members.get("additional_attributes").filter(|v| v.is_object()).map(|v| types::entry::AdditionalAttributes {
-        disable_x509_svid_prefetch: v.get("disable_x509_svid_prefetch").and_then(Value::as_bool).unwrap_or(false),
-        jwt_svid_include_jti: v.get("jwt_svid_include_jti").and_then(Value::as_bool).unwrap_or(false),
-    });
-    Ok(types::Entry {
-        id: text("entry_id"),
-        spiffe_id: parse("spiffe_id")?,
-        parent_id: parse("parent_id")?,
-        selectors: members
-            .get("selectors")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .map(|s| types::Selector { r#type: part(s, "type"), value: part(s, "value") })
-            .collect(),
-        x509_svid_ttl: i32::try_from(number("x509_svid_ttl")).map_err(|_| "x509_svid_ttl is out of range")?,
-        jwt_svid_ttl: i32::try_from(number("jwt_svid_ttl")).map_err(|_| "jwt_svid_ttl is out of range")?,
-        federates_with: list("federates_with"),
-        admin: flag("admin"),
-        downstream: flag("downstream"),
-        expires_at: number("entryExpiry"),
-        dns_names: list("dns_names"),
-        revision_number: 0,
-        store_svid: flag("store_svid"),
-        hint: text("hint"),
-        created_at: 0,
-        additional_attributes: extra,
-    })
 }

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod bundle;
 pub(crate) mod entry;
 mod entry_explain;
+pub(crate) mod entry_file;
 pub(crate) mod explain;
 pub(crate) mod fetch;
 pub(crate) mod health;

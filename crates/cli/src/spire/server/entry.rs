@@ -13,6 +13,7 @@ use super::super::connect::Target;
 use super::super::flags::{Flag, Given, Kind, flag};
 use super::super::go;
 use super::{narrow, selector, wire_id, within};
+use crate::commands::entry_file::{self, UnknownMembers};
 use crate::commands::{entry, show};
 use crate::output::{self, Failure, Outcome};
 
@@ -152,7 +153,7 @@ fn entries(given: &Given, check: fn(&Given) -> Outcome) -> Result<Vec<types::Ent
             check(given)?;
             Ok(vec![described(given)?])
         }
-        path => entry::read_entries(path.as_ref(), entry::UnknownMembers::Ignored),
+        path => entry_file::read_entries(path.as_ref(), UnknownMembers::Ignored),
     }
 }
 
@@ -239,7 +240,7 @@ pub(super) async fn delete(given: Given) -> Outcome {
     let ids = match (given.text("file"), given.text("entryID")) {
         ("", "") => return Err(Failure::new("an entry ID is required")),
         ("", id) => vec![id.to_owned()],
-        (path, _) => entry::read_ids(path.as_ref())?,
+        (path, _) => entry_file::read_ids(path.as_ref())?,
     };
     let (results, ended) = entry::delete_all(&mut client(&target, "").await?, &ids).await;
     if let Some(status) = ended
