@@ -165,9 +165,12 @@ pub(super) async fn create(given: Given) -> Outcome {
     let target = Target::server(&given)?;
     let entries = entries(&given, check_new)?;
     let (results, ended) = entry::create_all(&mut client(&target, "").await?, &entries).await;
-    let results = with_asked(results, ended, entries, |r| (r.status.as_ref(), &mut r.entry))?;
-    answer(&given, "spire.api.server.entry.v1.BatchCreateEntryResponse", &BatchCreateEntryResponse { results }, |m| {
-        report("create", m.results.iter().map(|r: &batch_create_entry_response::Result| (r.status.as_ref(), r.entry.as_ref())))
+    let (done, all) = (results.len(), entries.len());
+    let results = with_asked(results, entries, |r| (r.status.as_ref(), &mut r.entry));
+    say(ended, done, all, || {
+        answer(&given, "spire.api.server.entry.v1.BatchCreateEntryResponse", &BatchCreateEntryResponse { results }, |m| {
+            report("create", m.results.iter().map(|r: &batch_create_entry_response::Result| (r.status.as_ref(), r.entry.as_ref())))
+        })
     })
 }
 
@@ -190,32 +193,38 @@ pub(super) async fn update(given: Given) -> Outcome {
         });
     }
     let (results, ended) = entry::update_all(&mut client, &entries).await;
-    let results = with_asked(results, ended, entries, |r| (r.status.as_ref(), &mut r.entry))?;
-    answer(&given, "spire.api.server.entry.v1.BatchUpdateEntryResponse", &BatchUpdateEntryResponse { results }, |m| {
-        report("update", m.results.iter().map(|r: &batch_update_entry_response::Result| (r.status.as_ref(), r.entry.as_ref())))
+    let (done, all) = (results.len(), entries.len());
+    let results = with_asked(results, entries, |r| (r.status.as_ref(), &mut r.entry));
+    say(ended, done, all, || {
+        answer(&given, "spire.api.server.entry.v1.BatchUpdateEntryResponse", &BatchUpdateEntryResponse { results }, |m| {
+            report("update", m.results.iter().map(|r: &batch_update_entry_response::Result| (r.status.as_ref(), r.entry.as_ref())))
+        })
     })
 }
 
-/// Results in which failures show the entry that was asked for, as the server does not repeat it. A call that failed is the answer,
-/// together with how far the calls before it came.
+/// Results in which failures show the entry that was asked for, as the server does not repeat it.
 fn with_asked<R>(
     mut results: Vec<R>,
-    ended: Option<tonic::Status>,
     asked: Vec<types::Entry>,
     parts: fn(&mut R) -> (Option<&types::Status>, &mut Option<types::Entry>),
-) -> Result<Vec<R>, Failure> {
-    if let Some(status) = ended {
-        let said = go::status(&status);
-        let (done, all) = (results.len(), asked.len());
-        return Err(Failure::new(if done == 0 { said } else { format!("{said}; {done} of {all} entries were dealt with before that") }));
-    }
+) -> Vec<R> {
     for (result, asked) in results.iter_mut().zip(asked) {
         let (status, entry) = parts(result);
         if status.is_some_and(|s| s.code != 0) {
             *entry = Some(asked);
         }
     }
-    Ok(results)
+    results
+}
+
+/// Says what was done, in every case, because it is done. A call that failed has the last word, with how far the calls before it came.
+fn say(ended: Option<tonic::Status>, done: usize, all: usize, results: impl FnOnce() -> Outcome) -> Outcome {
+    let Some(status) = ended else { return results() };
+    if done == 0 {
+        return Err(refused("")(status));
+    }
+    let _ = results();
+    Err(Failure::new(format!("{}; {done} of {all} entries were dealt with before that", go::status(&status))))
 }
 
 fn report<'a>(verb: &str, results: impl Iterator<Item = (Option<&'a types::Status>, Option<&'a types::Entry>)>) -> Outcome {
@@ -243,12 +252,9 @@ pub(super) async fn delete(given: Given) -> Outcome {
         (path, _) => entry_file::read_ids(path.as_ref())?,
     };
     let (results, ended) = entry::delete_all(&mut client(&target, "").await?, &ids).await;
-    if let Some(status) = ended
-        && results.is_empty()
-    {
-        return Err(refused("")(status));
-    }
-    answer(&given, "spire.api.server.entry.v1.BatchDeleteEntryResponse", &BatchDeleteEntryResponse { results }, deleted)
+    say(ended, results.len(), ids.len(), || {
+        answer(&given, "spire.api.server.entry.v1.BatchDeleteEntryResponse", &BatchDeleteEntryResponse { results }, deleted)
+    })
 }
 
 fn deleted(response: &BatchDeleteEntryResponse) -> Outcome {
@@ -359,3 +365,6 @@ pub(super) async fn count(given: Given) -> Outcome {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests;
