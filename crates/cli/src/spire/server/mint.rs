@@ -1,5 +1,8 @@
 //! `spire-server x509 mint`, `jwt mint`, `wit mint`.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_identity::key::KeyType;
@@ -97,14 +100,18 @@ pub(in crate::spire) fn joined(directory: &str, name: &str) -> String {
     std::path::Path::new(directory).components().collect::<std::path::PathBuf>().join(name).display().to_string()
 }
 
-/// Puts a file into a directory that is there; one that is not is not made, as in SPIRE.
+/// Writes a file in place, as SPIRE does: what is there keeps its owner and its mode, and may be a link, a device or a mount.
+/// A directory that is not there is not made.
 pub(in crate::spire) fn put(path: &str, bytes: &[u8], mode: u32) -> Outcome {
-    let failed = |e: std::io::Error| Failure::new(format!("open {path}: {}", go::system_error(&e.to_string())));
-    let parent = std::path::Path::new(path).parent().filter(|p| !p.as_os_str().is_empty());
-    if let Some(parent) = parent {
-        std::fs::metadata(parent).map_err(failed)?;
+    let failed = |verb| move |e: std::io::Error| Failure::new(format!("{verb} {path}: {}", go::system_error(&e.to_string())));
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+    let mut file = opened.map_err(failed("open"))?;
+    file.write_all(bytes).map_err(failed("write"))?;
+    match file.sync_all() {
+        // Pipes and terminals cannot be synced, and need not be.
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced.map_err(failed("sync")),
     }
-    countersign_transport::files::replace(path.as_ref(), bytes, mode).map_err(failed)
 }
 
 fn write(what: &str, path: &str, bytes: &[u8], mode: u32) -> Outcome {
@@ -166,5 +173,30 @@ fn checked_key_type(key_type: &str, algorithm: &str) -> Result<KeyType, Failure>
         ("ES384", "ec-p384") => Ok(KeyType::EcP384),
         ("ES256" | "ES384", _) => Err(Failure::new(format!("unsupported key type '{key_type}' for '{algorithm}' signing algorithm"))),
         _ => Err(Failure::new(format!("unsupported signing algorithm: {algorithm}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_written_through_and_a_device_is_no_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&file, "longer than what comes").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        put(&link.display().to_string(), b"token", 0o600).expect("put");
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "token");
+        assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+
+        std::fs::remove_file(&link).expect("removed");
+        std::os::unix::fs::symlink("/dev/null", &link).expect("linked");
+        put(&link.display().to_string(), b"token", 0o600).expect("put");
+        assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+
+        let missing = directory.path().join("missing/file").display().to_string();
+        let said = put(&missing, b"token", 0o600).expect_err("refused").to_string();
+        assert_eq!(said, format!("open {missing}: no such file or directory"));
     }
 }
