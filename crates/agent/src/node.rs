@@ -1,5 +1,6 @@
 //! The agent's own identity: attested once, renewed at half of its life, kept on disk before it is used.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -120,6 +121,8 @@ pub(crate) struct Node {
     attempts: Mutex<Option<Attempts>>,
     /// After how long without a server that the bundle knows a wholly other one is taken from the source; nothing for never.
     rebootstrap: Mutex<Option<Rebootstrap>>,
+    /// Another bundle took the place of the one that was held, and nobody has drawn conclusions from that yet.
+    changed_authorities: AtomicBool,
     /// How the agent stands with its server.
     pub(crate) standing: Standing,
 }
@@ -152,6 +155,7 @@ impl Node {
             asking: Mutex::default(),
             attempts: Mutex::default(),
             rebootstrap: Mutex::new(config.rebootstrap),
+            changed_authorities: AtomicBool::new(false),
         }
     }
 
@@ -168,6 +172,11 @@ impl Node {
     /// The bundle the server is verified with, for the rest of the agent to keep new.
     pub(crate) fn bundles(&self) -> SharedBundles {
         Arc::clone(&self.bundles)
+    }
+
+    /// Whether another bundle took the place of the one that was held since this was asked last.
+    pub(crate) fn has_changed_authorities(&self) -> bool {
+        self.changed_authorities.swap(false, Ordering::Relaxed)
     }
 
     /// Reads what is on disk: the SVID, if it is whole, has its key, and has not ended.

@@ -267,11 +267,7 @@ impl Sync {
                     return Stop::Banned;
                 }
                 Ended::StartOver => match self.join_again("the server has other authorities").await {
-                    Ok(()) => {
-                        // What the authorities of before signed proves nothing to whoever knows the others only.
-                        let ids: Vec<Arc<str>> = self.cache.svids().into_iter().map(|(id, _)| id).collect();
-                        rotator.replace(&ids);
-                    }
+                    Ok(()) => {}
                     Err(stop) => return stop,
                 },
                 Ended::Refused(reason) => match self.join_again(reason.as_str_name()).await {
@@ -348,6 +344,12 @@ impl Sync {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             current.channel = Some(channel.clone());
             self.connections.send_modify(|connection| *connection += 1);
+        }
+        // Looked at here, because an attestation or a renewal may have taken the other bundle as well as this connection.
+        if self.node.has_changed_authorities() {
+            // What the authorities of before signed proves nothing to whoever knows the others only.
+            let ids: Vec<Arc<str>> = self.cache.svids().into_iter().map(|(id, _)| id).collect();
+            rotator.replace(&ids);
         }
         let mut renewals = Renewals::of(svid);
         let mut polling = Polling::begin(self.clock.steady(), self.node.sync_interval);

@@ -1,5 +1,6 @@
 //! How the agent gets to its server, and whom it believes to be that: the bundle it holds, or what the operator gives it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -179,6 +180,7 @@ impl Node {
         self.agreed();
         // Said here, whatever becomes of the connection: from now on the agent believes other authorities.
         if let Some(reason) = reason {
+            self.changed_authorities.store(true, Ordering::Relaxed);
             tracing::warn!(reason, %source, "Took the newer bundle of its source, which knows the server");
         }
         Ok(())

@@ -14,6 +14,7 @@ use tonic::Code;
 use crate::puppet::Puppet;
 use crate::support::{World, message, verify};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const SHORT: Duration = Duration::from_millis(300);
@@ -119,6 +120,42 @@ async fn two_authorities(extra: &'static str, token: &'static str) -> (Puppet, A
     puppet.trust(&[&held]);
     (puppet.extra, puppet.token) = (extra, token);
     (puppet, held, other)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_meets_other_authorities_when_it_renews_its_own_svid_replaces_those_of_its_workloads() {
+    let (mut world, held, _) = two_authorities("", AGAIN).await;
+    world.start_agent().await;
+    world.clock.advance(MINUTE * 20);
+    // The agent's SVID is twenty minutes old by now. After the restart its workload has a new one, which is not due for long.
+    world.agent.take().unwrap().stop().await;
+    world.start_agent().await;
+    let workload = world.workload().await;
+    let before = until("a workload has its SVID", || async {
+        world.clock.advance(Duration::from_millis(500));
+        workload.x509_svid_within(SHORT).await.ok()
+    });
+    let before = before.await.unwrap();
+    let next = Arc::new(Authority::new(held.certificate.not_before.after(DAY), world.clock.now().after(DAY * 100)).unwrap());
+    world.server.publish(bundle_of(&[&next]).unwrap());
+    world.server.present(Arc::clone(&next)).unwrap();
+    world.trust(&[&next]);
+    // The line is not cut: only the attestation by which the agent renews its SVID sees the other authority.
+    let attested = world.server.calls(ATTEST);
+    let renewed = until("the agent renews its SVID", || async {
+        world.clock.advance(Duration::from_secs(5));
+        (world.server.calls(ATTEST) > attested).then_some(())
+    });
+    renewed.await.unwrap();
+    let since = world.clock.now();
+    assert!(since < verify(&before.svids[0], since).not_before.after(MINUTE * 20), "long before the workload's SVID is due");
+    let after = until("the workload has an SVID of the other authority", || async {
+        world.clock.advance(Duration::from_millis(200));
+        workload.x509_svid_within(SHORT).await.ok().filter(|m| m.svids[0].x509_svid != before.svids[0].x509_svid)
+    });
+    verify(&after.await.unwrap().svids[0], world.clock.now()).check_signed_by(&next.certificate.public_key).unwrap();
+    assert!(world.clock.now().since(since) < MINUTE * 3, "it is replaced at once");
+    world.agent.take().unwrap().stop().await;
 }
 
 fn bootstrap_state(world: &Puppet) -> (u64, bool, u64) {
