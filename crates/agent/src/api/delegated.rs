@@ -1,7 +1,7 @@
 //! SPIRE's Delegated Identity API: a workload that the configuration names as a delegate gets the identities of others on this
 //! node, by their selectors or by their process. Who may call is decided anew with each message.
 //!
-//! Identities of administrators and of servers below are never handed out.
+//! Identities of administrators, of servers below and of nodes are never handed out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl DelegatedIdentity for Admin {
         let patience = deadline(&request);
         check_audience(&request.get_ref().audience)?;
         let api = self.api()?.clone();
-        self.delegate(&api, &request, "FetchJWTSVIDs", patience).await?;
+        let delegate = self.delegate(&api, &request, "FetchJWTSVIDs", patience).await?;
         let wire::FetchJwtsviDsRequest { audience, selectors, pid } = request.into_inner();
         let subject = subject(&api, &selectors, pid).await?;
         let mut svids = Vec::new();
@@ -102,6 +102,15 @@ impl DelegatedIdentity for Admin {
         if svids.is_empty() {
             tracing::error!(service = SERVICE, method = "FetchJWTSVIDs", "No identity issued");
             return Err(Status::permission_denied(NO_IDENTITY));
+        }
+        // The server may have taken its time. Tokens go to nobody, and are of nobody, who has become another program meanwhile.
+        let delegate = api.attestors.check_again(delegate).await.map_err(|_| attestation_failed())?;
+        self.authorize(&api, &delegate)?;
+        if let Some(process) = subject.process {
+            let process = api.attestors.check_again(process).await.map_err(|_| attestation_failed())?;
+            if process.selectors != subject.selectors {
+                return Err(attestation_failed());
+            }
         }
         api.metrics.called("FetchJWTSVIDs", "OK");
         Ok(Response::new(wire::FetchJwtsviDsResponse { svids }))
@@ -263,7 +272,8 @@ impl Api {
     /// The identities that a delegate may have for these selectors. Duplicate hints stay, as in SPIRE.
     fn handed_out(&self, selectors: &[Selector]) -> Vec<Identity> {
         let mut identities = self.cache.matching(selectors, self.clock.now());
-        identities.retain(|i| !i.entry.admin && !i.entry.downstream);
+        // No attestor finds a node's selectors of a process, but a delegate may say them.
+        identities.retain(|i| !i.entry.admin && !i.entry.downstream && !i.entry.names_a_node());
         identities
     }
 

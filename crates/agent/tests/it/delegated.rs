@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use countersign_identity::BundleSet;
 use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_testkit::domain::{own_uid, spiffe_id, until};
+use countersign_testkit::scripted::{Fate, ISSUE};
 use countersign_testkit::workload::Workload;
 use countersign_transport::client;
 use countersign_wire::delegated_identity::delegated_identity_client::DelegatedIdentityClient;
@@ -13,11 +15,13 @@ use countersign_wire::delegated_identity::{
     FetchJwtsviDsRequest, SubscribeToJwtBundlesRequest, SubscribeToX509BundlesRequest, SubscribeToX509sviDsRequest,
     SubscribeToX509sviDsResponse,
 };
-use countersign_wire::{id, types};
+use countersign_wire::types::permission_denied_details::Reason;
+use countersign_wire::{denial, id, types};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::child::Caller;
+use crate::puppet::Puppet;
 use crate::support::{Foreign, OWN, World, answer, claims, next, next_with, selector};
 
 /// A user whose processes no entry of these tests means but on purpose.
@@ -76,9 +80,12 @@ const NOT_LISTED: &str = "caller not configured as an authorized delegate";
 async fn a_delegate_gets_what_the_selectors_match_with_its_keys_and_hears_of_every_change() {
     let world = world().await;
     world.entry("/delegate").await;
-    let mut stream = svids(&world, by_selectors(&[OTHER, "unix:gid:1"])).await.unwrap();
+    let node_id = format!("spiffe_id:{}", world.agent_id());
+    let mut stream = svids(&world, by_selectors(&[OTHER, "unix:gid:1", &node_id])).await.unwrap();
     // Nothing matches yet: the list is empty, and the stream stays open.
     assert_eq!(next(&mut stream).await, SubscribeToX509sviDsResponse::default());
+    // What names a node is for no workload, though a delegate may say its selectors.
+    world.entry_with("/rack", |e| (e.selectors, e.parent_id) = (of(&[&node_id]), Some(id::to_wire(&world.agent_id())))).await;
     let entry = world.entry_with("/other", |e| (e.selectors, e.hint) = (of(&[OTHER]), "h".to_owned())).await;
     // Neither of these is for others, and one with a selector too many is not for this one.
     world.entry_with("/admin", |e| (e.selectors, e.admin) = (of(&[OTHER]), true)).await;
@@ -156,6 +163,44 @@ async fn a_delegate_gets_tokens_for_others() {
     // What is asked for is looked at before who asks, as in SPIRE.
     let nothing = client.fetch_jwtsvi_ds(FetchJwtsviDsRequest::default()).await;
     assert_eq!(refusal(nothing), (Code::InvalidArgument, "audience must be specified".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_not_given_of_a_process_that_ends_while_the_server_is_asked() {
+    let mut puppet = Puppet::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let extra = format!("admin_socket_path = \"{}\"\nauthorized_delegates = [\"{OWN}/web\"]", socket.display());
+    puppet.extra = Box::leak(extra.into_boxed_str());
+    puppet.start_agent().await;
+    let workload = puppet.workload().await;
+    let served = until("the SVID is there", || async {
+        puppet.clock.advance(Duration::from_millis(500));
+        workload.x509_svid_within(Duration::from_millis(200)).await.ok()
+    });
+    served.await.unwrap();
+    let mut sleeper = Command::new("sleep").arg("600").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut client = DelegatedIdentityClient::new(client::unix(&socket).await.unwrap());
+    // The call waits for the next connection, and is answered on that.
+    let not_active = denial::to_wire(Reason::AgentNotActive, "denied");
+    puppet.server.decide(ISSUE, Some(Fate::Refused(not_active)));
+    let before = puppet.server.calls(ISSUE);
+    let pid = sleeper.id().try_into().unwrap();
+    let request = FetchJwtsviDsRequest { audience: vec!["db".to_owned()], selectors: Vec::new(), pid };
+    let fetching = tokio::spawn(async move { client.fetch_jwtsvi_ds(request).await });
+    until("the server is asked", || async { (puppet.server.calls(ISSUE) > before).then_some(()) }).await.unwrap();
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    puppet.server.decide(ISSUE, None);
+    puppet.cut();
+    let answered = until("the call is answered", || async {
+        puppet.clock.advance(Duration::from_millis(100));
+        fetching.is_finished().then_some(())
+    });
+    answered.await.unwrap();
+    assert_eq!(puppet.server.calls(ISSUE), before + 2, "the server did give a token");
+    assert_eq!(refusal(fetching.await.unwrap()), (Code::Unavailable, "workload attestation failed".to_owned()));
+    puppet.agent.take().unwrap().stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
