@@ -87,6 +87,7 @@ impl Sync {
         loop {
             tokio::select! {
                 () = self.clock.sleep_for(polling.next_at.saturating_sub(self.clock.steady())) => {}
+                () = self.clock.sleep_for(look_at.saturating_sub(self.clock.steady())) => return None,
                 () = renewals.due(self) => match renewals.renew(self).await {
                     Some(ended) => return Some(ended),
                     None => continue,
@@ -120,9 +121,6 @@ impl Sync {
             }
             let jitter = 1.0 - JITTER + 2.0 * JITTER * self.random.fraction();
             polling.next_at = self.clock.steady() + polling.interval.mul_f64(jitter);
-            if self.clock.steady() >= look_at {
-                return None;
-            }
         }
     }
 

@@ -305,6 +305,25 @@ async fn a_server_that_learns_to_push_behind_a_standing_connection_is_found_out(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_learns_to_push_while_it_is_in_trouble_is_found_out_within_a_minute() {
+    let puppet = puppet().await;
+    served(&puppet, |_| true).await;
+    puppet.server.decide(SYNC, Some(Fate::Refused(Status::internal("broken"))));
+    let before = puppet.server.calls(SYNC);
+    let rare = until("minutes pass between two rounds", || async {
+        puppet.clock.advance(Duration::from_secs(3));
+        (puppet.server.calls(SYNC) >= before + 10).then_some(())
+    });
+    rare.await.unwrap();
+    for method in [FOLLOW, ISSUE] {
+        puppet.server.decide(method, None);
+    }
+    let (asked, since) = (puppet.server.calls(FOLLOW), puppet.clock.now());
+    passing(&puppet.clock, "the stream is used", || async { (puppet.server.calls(FOLLOW) > asked).then_some(()) }).await;
+    assert!(puppet.clock.now().since(since) < Duration::from_secs(90), "{:?}", puppet.clock.now().since(since));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_in_trouble_is_asked_less_and_less_and_what_is_held_is_served() {
     let puppet = puppet().await;
     for wrong in [Status::internal("broken"), Status::permission_denied("without a reason"), Status::unavailable("its datastore is away")] {
