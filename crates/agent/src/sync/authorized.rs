@@ -84,7 +84,7 @@ async fn synced(client: &mut EntryClient<Channel>, known: &HashMap<String, Arc<E
     }
     // Servers look them up in this order.
     wanted.sort_unstable();
-    let mut entries = Vec::with_capacity(wanted.len());
+    let mut entries: Vec<Arc<Entry>> = Vec::with_capacity(wanted.len());
     for asked in wanted.chunks(page_size) {
         out.send(SyncAuthorizedEntriesRequest { ids: asked.to_vec(), output_mask: None }).await.map_err(|_| gone())?;
         // In one page, since there are not more than the server's pages have; in several if they are large.
@@ -100,6 +100,11 @@ async fn synced(client: &mut EntryClient<Channel>, known: &HashMap<String, Arc<E
             }
         }
     }
+    // What was asked for and did not come, or cannot be read, is as good as gone: nothing may live on in a form it no longer has.
+    for id in &wanted {
+        ids.remove(id);
+    }
+    ids.extend(entries.iter().map(|entry| entry.id.clone()));
     Ok(Authorized { entries, ids })
 }
 
