@@ -23,14 +23,14 @@ use crate::trust;
 pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A source of the bundle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct TrustSource {
     place: Place,
     /// A SPIFFE bundle document instead of PEM.
     spiffe_format: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Place {
     File(PathBuf),
     /// Its server proves itself by an authority of the system.
@@ -59,6 +59,13 @@ pub(crate) struct Attempt<'a> {
     pub(crate) started: Timestamp,
     pub(crate) server: &'a (String, u16),
     pub(crate) trust_domain: &'a TrustDomain,
+}
+
+impl std::fmt::Debug for TrustSource {
+    /// As it is displayed, because a configuration may be printed for debugging, too.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TrustSource({self})")
+    }
 }
 
 impl std::fmt::Display for TrustSource {
@@ -268,6 +275,8 @@ mod tests {
     #[test]
     fn a_secret_in_the_query_of_an_address_is_not_shown() {
         let place = Place::Web("https://example.org/bundle?key=s3cret".parse().expect("a URL"));
-        assert_eq!(TrustSource { place, spiffe_format: false }.to_string(), "https://example.org/bundle");
+        let source = TrustSource { place, spiffe_format: false };
+        assert_eq!(source.to_string(), "https://example.org/bundle");
+        assert_eq!(format!("{source:?}"), "TrustSource(https://example.org/bundle)");
     }
 }

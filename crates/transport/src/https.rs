@@ -98,10 +98,13 @@ pub async fn get(uri: &Uri, way: Way<'_>, bytes_max: usize) -> Result<Vec<u8>, S
 /// Where a redirect leads: another place of the same kind, so that nobody is led from TLS to clear text.
 fn redirected(from: &Uri, location: &str) -> Result<Uri, String> {
     let scheme = from.scheme().cloned().unwrap_or(Scheme::HTTPS);
+    // Without its query, which may hold a secret.
+    let refused =
+        |e: &dyn std::fmt::Display| format!("it redirects to `{}`: {e}", location.split_once('?').map_or(location, |(shown, _)| shown));
     if !location.starts_with('/') || location.starts_with("//") {
-        return address(location, &scheme).map_err(|e| format!("it redirects to `{location}`: {e}"));
+        return address(location, &scheme).map_err(|e| refused(&e));
     }
-    let path: PathAndQuery = location.parse().map_err(|e| format!("it redirects to `{location}`: {e}"))?;
+    let path: PathAndQuery = location.parse().map_err(|e| refused(&e))?;
     let mut parts = from.clone().into_parts();
     parts.path_and_query = Some(path);
     Uri::from_parts(parts).map_err(|e| e.to_string())
