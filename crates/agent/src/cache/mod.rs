@@ -85,6 +85,9 @@ struct State {
     revision: u64,
     clock: u64,
     held: usize,
+    /// How many streams had left when all SVIDs beyond the limit were found to be in use. Nothing, once one is held that may
+    /// not be.
+    all_in_use: Option<u64>,
 }
 
 /// What became of an update.
@@ -279,7 +282,7 @@ impl Cache {
                 state.held += 1;
             }
             if state.held > self.max_svids {
-                state.evict(entry_id, self.max_svids, &self.subscribers);
+                state.evict(&entry, self.max_svids, &self.subscribers);
             }
             entry
         };
@@ -320,6 +323,10 @@ impl State {
         if svid.is_none() && former.as_ref().is_some_and(|h| h.svid.is_some()) {
             self.held -= 1;
         }
+        if svid.is_some() {
+            // It may have other selectors, which no stream has.
+            self.all_in_use = None;
+        }
         let used = former.as_ref().map_or(0, |h| h.used);
         self.entries.insert(id, Held { entry: Arc::clone(entry), svid, failure: None, used });
         former.map(|h| h.entry)
@@ -344,8 +351,15 @@ impl State {
         }
     }
 
-    fn evict(&mut self, keep: &str, max: usize, subscribers: &Subscribers) {
-        let may_go = |(id, h): &(&Arc<str>, &Held)| h.svid.is_some() && &***id != keep && !subscribers.concerns(&h.entry);
+    fn evict(&mut self, keep: &Entry, max: usize, subscribers: &Subscribers) {
+        // Asked before the streams are looked at: one that leaves meanwhile counts the next time.
+        let left = subscribers.left();
+        let keep_is_in_use = subscribers.concerns(keep);
+        // Where more is in use than the limit allows, each SVID would cost a look at all of them, in vain.
+        if keep_is_in_use && self.all_in_use == Some(left) {
+            return;
+        }
+        let may_go = |(id, h): &(&Arc<str>, &Held)| h.svid.is_some() && ***id != *keep.id && !subscribers.concerns(&h.entry);
         let mut unused: Vec<(u64, Arc<str>)> = self.entries.iter().filter(may_go).map(|(id, h)| (h.used, Arc::clone(id))).collect();
         unused.sort_unstable();
         for (_, id) in unused.into_iter().take(self.held.saturating_sub(max)) {
@@ -354,6 +368,7 @@ impl State {
                 self.held -= 1;
             }
         }
+        self.all_in_use = (keep_is_in_use && self.held > max).then_some(left);
     }
 }
 

@@ -33,10 +33,13 @@ pub(crate) struct Subscription {
 impl Subscribers {
     /// Registers a stream of a workload with these selectors, sorted.
     pub(crate) fn join(&self, selectors: Arc<[Selector]>) -> Subscription {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (wake, delivered) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
         let subscriber = Subscriber { selectors, wake: Arc::clone(&wake), delivered: Arc::clone(&delivered) };
-        self.lock().insert(id, subscriber);
+        let mut open = self.lock();
+        // Under the lock, so that no stream is taken for one that has left before it is there.
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        open.insert(id, subscriber);
+        drop(open);
         Subscription { open: Arc::clone(&self.open), id, wake, delivered }
     }
 
@@ -67,6 +70,12 @@ impl Subscribers {
     /// How many streams are open.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
+    }
+
+    /// How many streams have left since the start.
+    pub(crate) fn left(&self) -> u64 {
+        let open = self.lock();
+        self.next.load(Ordering::Relaxed).saturating_sub(u64::try_from(open.len()).unwrap_or(u64::MAX))
     }
 
     /// The revision that every open stream has been told of; nothing if none is open.

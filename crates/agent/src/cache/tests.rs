@@ -284,3 +284,19 @@ fn the_end_of_a_reset_in_pieces_is_heard_by_who_has_nothing() {
     cache.apply(Update { entries: vec![Arc::new(entry((1, 1, false, false)))], caught_up: true, ..Update::default() });
     assert!(woken(&waiting) && cache.is_caught_up());
 }
+
+#[test]
+fn what_is_in_use_beyond_the_limit_is_not_looked_through_again_until_a_stream_leaves() {
+    let cache = Cache::new(trust_domain(), Arc::default(), MAX);
+    let streams = [1, 2].map(|bits| cache.subscribers.join(selectors(bits).into()));
+    let of = |number: u8| entry((number, if number < 4 { 1 } else { 2 }, false, false));
+    cache.apply(Update { entries: (0..6).map(|number| Arc::new(of(number))).collect(), ..Update::default() });
+    for number in 0..5 {
+        assert!(cache.svid_put(&id(number), svid(number, false)));
+    }
+    assert!(cache.svids_held() == 5 && cache.read().all_in_use.is_some());
+    let [first, _second] = streams;
+    drop(first);
+    assert!(cache.svid_put(&id(5), svid(5, false)));
+    assert!(cache.svids_held() == MAX && cache.read().all_in_use.is_none());
+}
