@@ -8,6 +8,8 @@ use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{own_uid, until};
 use countersign_testkit::scripted::{AGAIN, ATTEST, Authority, FOLLOW, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
+use countersign_wire::debug::GetInfoRequest;
+use countersign_wire::debug::debug_client::DebugClient;
 use countersign_wire::types;
 use tonic::Code;
 
@@ -35,7 +37,14 @@ pub async fn next_authority(world: &World, clock: &VirtualClock) {
     });
     presented.await.unwrap();
     // Its own SVID follows within the hour.
-    clock.advance(HOUR / 2);
+    let server = DebugClient::new(world.domain.admin().await.unwrap());
+    let before = server.clone().get_info(GetInfoRequest {}).await.unwrap().into_inner().svid_chain[0].expires_at;
+    let renewed = until("the server has an SVID by the next authority", || async {
+        clock.advance(Duration::from_secs(60));
+        let chain = server.clone().get_info(GetInfoRequest {}).await.unwrap().into_inner().svid_chain;
+        (chain[0].expires_at > before).then_some(())
+    });
+    renewed.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
