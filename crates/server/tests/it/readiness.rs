@@ -122,3 +122,17 @@ fn gauge(port: u16, part: &str) -> i64 {
     let start = format!("countersign_server_healthy{{part=\"{part}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_stops_although_somebody_holds_a_connection_to_its_listeners_of_http() {
+    let (mut domain, ready, metrics) = domain(None).await;
+    let held = [(ready, "/ready"), (metrics, "/metrics")].map(|(port, path)| {
+        let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert!(connection.read(&mut [0; 64]).unwrap() > 0);
+        connection
+    });
+    // It would wait for twice as long in vain.
+    tokio::time::timeout(std::time::Duration::from_secs(5), domain.stop_server()).await.unwrap();
+    drop(held);
+}

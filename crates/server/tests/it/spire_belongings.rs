@@ -4,9 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use countersign_identity::x509::Certificate;
 use countersign_server::{Config, Mismatch, ServerError};
 use countersign_testkit::domain::FixedLevels;
+use countersign_transport::client;
 use countersign_transport::clock::SystemClock;
+use countersign_wire::bundle_api::GetBundleRequest;
+use countersign_wire::bundle_api::bundle_client::BundleClient;
 
 const DATASTORE: &str = "datastore.sqlite3";
 const KEYS: &str = "keys.json";
@@ -22,14 +26,7 @@ async fn refused(names: &[&str]) -> ServerError {
     for name in names {
         std::fs::copy(spires(name), place(name)).unwrap();
     }
-    let dir = directory.path().display();
-    let text = format!(
-        "server {{\n trust_domain = \"example.org\"\n bind_address = \"127.0.0.1\"\n bind_port = 0\n socket_path = \"{dir}/api.sock\"\n \
-         data_dir = \"{dir}\"\n}}\nplugins {{\n DataStore \"sql\" {{\n plugin_data {{\n database_type = \"sqlite3\"\n \
-         connection_string = \"{dir}/{DATASTORE}\"\n }}\n }}\n KeyManager \"disk\" {{\n plugin_data {{\n keys_path = \"{dir}/{KEYS}\"\n \
-         }}\n }}\n}}\n"
-    );
-    let config = Config::read(countersign_config::parse("server.conf", &text).unwrap()).unwrap();
+    let config = config(directory.path());
     let started = countersign_server::start(&config, Arc::new(SystemClock), Arc::new(FixedLevels)).await;
     let error = started.expect_err("it must not start on what is SPIRE's");
     for name in names {
@@ -44,6 +41,18 @@ async fn refused(names: &[&str]) -> ServerError {
         assert!(hint.contains(word), "{hint}");
     }
     error
+}
+
+/// Of a server that has everything in this directory.
+fn config(directory: &Path) -> Config {
+    let dir = directory.display();
+    let text = format!(
+        "server {{\n trust_domain = \"example.org\"\n bind_address = \"127.0.0.1\"\n bind_port = 0\n socket_path = \"{dir}/api.sock\"\n \
+         data_dir = \"{dir}\"\n}}\nplugins {{\n DataStore \"sql\" {{\n plugin_data {{\n database_type = \"sqlite3\"\n \
+         connection_string = \"{dir}/{DATASTORE}\"\n }}\n }}\n KeyManager \"disk\" {{\n plugin_data {{\n keys_path = \"{dir}/{KEYS}\"\n \
+         }}\n }}\n}}\n"
+    );
+    Config::read(countersign_config::parse("server.conf", &text).unwrap()).unwrap()
 }
 
 #[tokio::test]
@@ -63,4 +72,29 @@ async fn the_keys_of_a_spire_server_are_left_byte_for_byte() {
 async fn everything_of_a_spire_server_is_left_byte_for_byte() {
     let error = refused(&[DATASTORE, KEYS]).await;
     assert!(error.to_string().contains(DATASTORE), "{error}");
+}
+
+#[tokio::test]
+async fn keys_of_a_spire_server_beside_a_store_of_ours_are_not_overwritten_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path());
+    let running = countersign_server::start(&config, Arc::new(SystemClock), Arc::new(FixedLevels)).await.unwrap();
+    let lost = {
+        let mut api = BundleClient::new(client::unix(&running.socket_path).await.unwrap());
+        let bundle = api.get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
+        let certificate = Certificate::parse(&bundle.x509_authorities[0].asn1).unwrap();
+        vec![certificate.authority_id()]
+    };
+    running.stop().await;
+    let keys = directory.path().join(KEYS);
+    std::fs::copy(spires(KEYS), &keys).unwrap();
+    // Not even where the operator gives up the authority whose key is gone.
+    for given_up in [false, true] {
+        config = self::config(directory.path());
+        config.replace_lost_authorities = if given_up { lost.clone() } else { Vec::new() };
+        let error = countersign_server::start(&config, Arc::new(SystemClock), Arc::new(FixedLevels)).await.unwrap_err();
+        assert!(matches!(error, ServerError::Mismatch(Mismatch::KeysForeign { .. })), "{error}");
+        assert!(error.hint().unwrap().contains("keys_path"));
+        assert_eq!(std::fs::read(&keys).unwrap(), std::fs::read(spires(KEYS)).unwrap());
+    }
 }
