@@ -1,5 +1,6 @@
 //! Files with entries, and with IDs of entries, in SPIRE's form.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use countersign_identity::SpiffeId;
@@ -7,6 +8,9 @@ use countersign_wire::{id, types};
 use serde_json::{Map, Value};
 
 use crate::output::Failure;
+
+/// Longest file: a million entries of the usual size, several times that in memory while they are read.
+const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// What becomes of members of an entry that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +42,16 @@ fn listed<'a>(file: &'a Value, name: &str) -> Result<&'a [Value], Failure> {
 
 fn read_json(path: &Path) -> Result<Value, Failure> {
     let failed = |e: String| Failure::new(format!("cannot read `{}`: {e}", path.display()));
-    let text = if path == Path::new("-") {
-        std::io::read_to_string(std::io::stdin()).map_err(|e| failed(e.to_string()))?
+    let mut text = String::new();
+    let limit = FILE_BYTES_MAX + 1;
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(limit).read_to_string(&mut text)
     } else {
-        std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?
+        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
     };
+    if read.map_err(|e| failed(e.to_string()))? as u64 > FILE_BYTES_MAX {
+        return Err(failed(format!("it has more than the {FILE_BYTES_MAX} bytes allowed; send it in several files")));
+    }
     serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
 }
 

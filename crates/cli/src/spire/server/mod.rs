@@ -20,6 +20,7 @@ use super::command::{Command, Manner};
 use super::connect::SERVER;
 use super::flags::OUTPUT;
 use super::go;
+use crate::commands::INPUT_BYTES_MAX;
 use crate::output::Failure;
 
 const fn command(
@@ -184,16 +185,17 @@ fn within(before: &str) -> impl Fn(Failure) -> Failure {
 fn read(path: Option<&str>) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    // Whatever is read here goes into one message, which can have four MiB.
-    let limit = crate::commands::INPUT_BYTES_MAX;
-    let result = match path {
-        Some(path) => {
-            std::fs::File::open(path).and_then(|f| f.take(limit).read_to_end(&mut bytes)).map_err(|e| (format!("open {path}: "), e))
-        }
-        None => std::io::stdin().take(limit).read_to_end(&mut bytes).map_err(|e| (String::new(), e)),
+    // One more than there may be, so that what is too long is refused and not cut.
+    let limit = INPUT_BYTES_MAX + 1;
+    let (about, result) = match path {
+        Some(path) => (format!("open {path}: "), std::fs::File::open(path).and_then(|f| f.take(limit).read_to_end(&mut bytes))),
+        None => (String::new(), std::io::stdin().take(limit).read_to_end(&mut bytes)),
     };
     match result {
+        Ok(length) if length as u64 > INPUT_BYTES_MAX => {
+            Err(Failure::new(format!("{about}it has more than the {INPUT_BYTES_MAX} bytes allowed")))
+        }
         Ok(_) => Ok(bytes),
-        Err((about, error)) => Err(Failure::new(format!("{about}{}", go::system_error(&error.to_string())))),
+        Err(error) => Err(Failure::new(format!("{about}{}", go::system_error(&error.to_string())))),
     }
 }
