@@ -15,11 +15,26 @@ const NAMES_MAX: usize = 20;
 
 /// A configuration that was read, as far as every role has it.
 pub(crate) struct Read<'a> {
-    pub(crate) fingerprint: &'a Fingerprint,
-    pub(crate) logging: &'a Logging,
-    pub(crate) warnings: &'a [String],
-    pub(crate) live_plugins: Vec<(&'static str, &'static str)>,
+    fingerprint: &'a Fingerprint,
+    logging: &'a Logging,
+    warnings: &'a [String],
+    live_plugins: Vec<(&'static str, &'static str)>,
 }
+
+/// Both roles' configurations have these parts under the same names.
+macro_rules! read_of {
+    ($config:ty) => {
+        impl<'a> From<&'a $config> for Read<'a> {
+            fn from(config: &'a $config) -> Self {
+                let live_plugins = config.live_plugins();
+                Self { fingerprint: &config.fingerprint, logging: &config.logging, warnings: &config.warnings, live_plugins }
+            }
+        }
+    };
+}
+
+read_of!(countersign_server::Config);
+read_of!(countersign_agent::Config);
 
 /// What a role takes over while it runs, and what is in force.
 pub(crate) struct Reload {
@@ -34,18 +49,22 @@ pub(crate) struct Reload {
 impl Reload {
     /// Compares a configuration with the one in force, and takes over what can be. Says what came of it in the log, and in a
     /// sentence for whoever asks later.
-    pub(crate) fn take(&mut self, read: Result<Read<'_>, &Failure>, take_over: impl FnOnce(), now: Timestamp) -> String {
+    pub(crate) fn take<'a, C>(&mut self, config: &'a Result<C, Failure>, take_over: impl FnOnce(&'a C), now: Timestamp) -> String
+    where
+        Read<'a>: From<&'a C>,
+    {
         tracing::info!("Reconfigure signal received");
-        let read = match read {
-            Ok(read) => read,
+        let config = match config {
+            Ok(config) => config,
             Err(error) => {
                 tracing::error!(%error, "Failed to reload the configuration, the former one stays");
                 let why = if self.tells_errors { error.to_string() } else { "the log says why".to_owned() };
                 return format!("failed at {}, the former configuration stays: {why}", now.rfc3339());
             }
         };
+        let read = Read::from(config);
         let changes = self.in_force.changes(read.fingerprint, self.live);
-        take_over();
+        take_over(config);
         // Only where the file changed: else the level that somebody has set since would be lost.
         if self.live.iter().any(|name| name.ends_with(".log_level") && changes.has(name)) {
             self.log.configure(&read.logging.level);

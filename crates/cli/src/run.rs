@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::logging::{self, Log};
 use crate::output::{self, Failure, Outcome};
-use crate::reload::{Read, Reload};
+use crate::reload::Reload;
 
 /// Names the process whose death ends this one too; `up` sets it for its children.
 pub(crate) const CHILD_OF: &str = "COUNTERSIGN_CHILD_OF";
@@ -124,18 +124,7 @@ pub(crate) async fn run_server(
             }
             Some(()) = asked.recv() => {
                 let new = tokio::task::block_in_place(&read);
-                let parts = new.as_ref().map(|config| Read {
-                    fingerprint: &config.fingerprint,
-                    logging: &config.logging,
-                    warnings: &config.warnings,
-                    live_plugins: config.live_plugins(),
-                });
-                let take_over = || {
-                    if let Ok(config) = &new {
-                        running.reload(config);
-                    }
-                };
-                running.last_reload().set(&reload.take(parts, take_over, SystemClock.now()));
+                running.last_reload().set(&reload.take(&new, |config| running.reload(config), SystemClock.now()));
             }
         }
     }
@@ -186,18 +175,7 @@ pub(crate) async fn run_agent(
             }
             Some(()) = asked.recv() => {
                 let new = tokio::task::block_in_place(&read);
-                let parts = new.as_ref().map(|config| Read {
-                    fingerprint: &config.fingerprint,
-                    logging: &config.logging,
-                    warnings: &config.warnings,
-                    live_plugins: config.live_plugins(),
-                });
-                let take_over = || {
-                    if let Ok(config) = &new {
-                        running.reload(config);
-                    }
-                };
-                running.last_reload().set(&reload.take(parts, take_over, SystemClock.now()));
+                running.last_reload().set(&reload.take(&new, |config| running.reload(config), SystemClock.now()));
             }
         }
     }
