@@ -3,7 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use countersign_server::api::HEALTH_REASON_HEADER;
 use countersign_testkit::file_limit;
@@ -29,7 +29,7 @@ async fn domain(disk: Option<PowerLoss>) -> (Domain, u16, u16) {
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (ready, metrics) = (free(), free());
     let blocks = format!(
-        "}}\nhealth_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {ready}\n}}\n\
+        "audit_log_enabled = true\n}}\nhealth_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {ready}\n}}\n\
          telemetry {{\n Prometheus {{\n host = \"127.0.0.1\"\n port = {metrics}\n }}\n"
     );
     (Domain::start_on(disk, Arc::new(SystemClock), &blocks).await.unwrap(), ready, metrics)
@@ -135,4 +135,57 @@ async fn a_server_stops_although_somebody_holds_a_connection_to_its_listeners_of
     // It would wait for twice as long in vain.
     tokio::time::timeout(std::time::Duration::from_secs(5), domain.stop_server()).await.unwrap();
     drop(held);
+}
+
+#[test]
+fn a_token_that_is_still_good_is_in_no_log() {
+    if file_limit::alone("readiness::a_token_that_is_still_good_is_in_no_log") {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(a_token_that_is_still_good());
+    }
+}
+
+async fn a_token_that_is_still_good() {
+    let (domain, _, _) = domain(None).await;
+    let log = Log::default();
+    tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE).with_writer(log.clone()).init();
+    let token = domain.token(None).await.unwrap();
+    let journal = domain.directory().join("server/journal/00000000000000000001.journal");
+    // The node attests, and nothing can be issued to it.
+    file_limit::limit(Some(std::fs::metadata(&journal).unwrap().len()));
+    domain.join(&token).await.unwrap_err();
+    let failed =
+        |text: &str| text.lines().any(|l| l.contains("API accessed") && l.contains("AttestAgent") && l.contains("status=\"error\""));
+    until("the call is audited", async || failed(&log.text()).then_some(())).await.unwrap();
+    assert!(!log.text().contains(&token), "{}", log.text());
+    file_limit::limit(None);
+    until("the token is good", async || domain.join(&token).await.ok()).await.unwrap();
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }

@@ -1,9 +1,14 @@
 //! What the operator reads of refused calls, and in the audit log.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt::{Debug, Write as _};
+use std::future::pending;
+use std::task::{Context, Waker};
 
 use countersign_identity::Entry;
+use tonic::body::Body;
+use tower::{Layer as _, Service as _, service_fn};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -11,6 +16,7 @@ use tracing::{Event, Metadata, Subscriber};
 use super::{NOW, Stage, agent_id, entry, id, identity, local, remote};
 use crate::api::access::{About, hash, list, short};
 use crate::policy::caller::Proof;
+use crate::policy::gate::GateLayer;
 
 const COUNT: &str = "/spire.api.server.agent.v1.Agent/CountAgents";
 const STATUS: &str = "/spire.api.server.agent.v1.Agent/PostStatus";
@@ -182,6 +188,25 @@ async fn a_batch_has_a_line_for_each_item_and_what_is_asked_all_the_time_none() 
     let info = stage.gate.admit("/spire.api.server.debug.v1.Debug/GetInfo", local()).await.unwrap().access;
     assert!(audited(|| info.answered(None)).is_empty());
     assert_eq!(audited(|| info.answered(Some(&tonic::Status::internal("x")))).len(), 1);
+}
+
+#[tokio::test]
+async fn who_hangs_up_leaves_a_line_too() {
+    let mut stage = Stage::with(Vec::new()).await;
+    stage.gate.audit_log = true;
+    // The handler is at work when its caller goes.
+    let mut service = GateLayer(stage.gate.clone()).layer(service_fn(|_: http::Request<Body>| pending::<Result<_, Infallible>>()));
+    let mut request = http::Request::new(Body::empty());
+    *request.uri_mut() = COUNT.parse().unwrap();
+    let Proof::Local(peer) = local() else { panic!() };
+    request.extensions_mut().insert(peer);
+    let lines = audited(|| {
+        let mut call = service.call(request);
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    });
+    let ending =
+        " status=\"error\" status_code=\"Cancelled\" status_message=\"the caller did not wait for the answer; what was begun is finished\"";
+    assert!(lines.len() == 1 && lines[0].ends_with(ending), "{lines:?}");
 }
 
 #[test]
