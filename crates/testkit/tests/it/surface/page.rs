@@ -10,7 +10,8 @@ const BEGIN: &str = "\
 Every row below was taken from the source of SPIRE 1.16.0-dev (`ef8527ec`, 2026-08-22) and its API (`adb81b3`, 2026-07-09), commands and \
 flags from its programs. Written by `cargo xtask bless` from `crates/testkit/data`; tests hold each row against what the readers of the \
 configuration, the services, the command line and the source really say. Of what is *done*, the data names the test that shows it; *read* \
-means that it is taken and that no test shows more than that. What is *not yet* there is recognised, and refused with what to do meanwhile.
+means that it is taken and that no test shows more than that. What is *not yet* there is recognised, and refused with what to do meanwhile. \
+What was tried by hand with SPIRE's own programs, and when, is in [spire-swap.md](spire-swap.md).
 
 ";
 
