@@ -272,6 +272,9 @@ impl Node {
         self.keep(&svid, renewed)?;
         *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!(spiffe_id = %svid.id, reattestable = svid.reattestable, expires_at = %svid.expires_at, "Node attestation was successful");
+        if held.is_some() {
+            tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
+        }
         // The node has joined: whatever happens from here on must not make it ask again.
         match self.fetch_bundle(channel).await {
             Ok(()) => self.keep(&svid, None)?,

@@ -61,6 +61,34 @@ struct Plan {
     due: HashMap<Arc<str>, Planned>,
     /// Entries whose SVIDs are to be replaced although their time has not come.
     replaced: HashSet<Arc<str>>,
+    failures: Failures,
+}
+
+/// Failures said at level warning, in a minute: without server, all SVIDs that are due fail again and again. `explain` tells
+/// of each.
+const FAILURES_SAID_MAX: u32 = 20;
+const FAILURES_EVERY: Duration = Duration::from_secs(60);
+
+/// How many failures were said since when.
+#[derive(Debug, Default)]
+struct Failures {
+    since: Duration,
+    said: u32,
+    unsaid: u32,
+}
+
+impl Failures {
+    /// Whether one more is said, and how many were not, before it, in the last minute that had some.
+    fn one_more(&mut self, now: Duration) -> (bool, u32) {
+        let mut unsaid = 0;
+        if now.saturating_sub(self.since) >= FAILURES_EVERY {
+            unsaid = self.unsaid;
+            *self = Self { since: now, ..Self::default() };
+        }
+        let is_said = self.said < FAILURES_SAID_MAX;
+        *(if is_said { &mut self.said } else { &mut self.unsaid }) += 1;
+        (is_said, unsaid)
+    }
 }
 
 /// When an item is due.
@@ -320,13 +348,26 @@ impl Rotator {
                 let attempts = self.lock().due.get(id).map_or(0, |p| p.attempts) + 1;
                 let wait =
                     (RETRY_FIRST * 2u32.saturating_pow(attempts.min(16) - 1)).min(RETRY_MAX).mul_f64(0.8 + 0.4 * self.random.fraction());
-                tracing::warn!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID");
                 let mut plan = self.lock();
                 plan.set(id, Due::After(self.clock.steady() + wait), attempts, Arc::clone(facts));
                 if is_replaced {
                     plan.replaced.insert(Arc::clone(id));
                 }
+                let (is_said, unsaid) = plan.failures.one_more(self.clock.steady());
                 drop(plan);
+                if unsaid > 0 {
+                    tracing::warn!(count = unsaid, "More X509 SVIDs could not be minted; level debug has each");
+                }
+                macro_rules! failed {
+                    ($level:ident) => {
+                        tracing::$level!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID")
+                    };
+                }
+                if is_said {
+                    failed!(warn)
+                } else {
+                    failed!(debug)
+                }
                 self.cache.svid_failed(id, &reason);
             }
         }
@@ -408,6 +449,16 @@ mod tests {
             ..Default::default()
         });
         (rotator, cache, clock, entry.expect("an entry"), facts)
+    }
+
+    #[test]
+    fn an_outage_does_not_fill_the_log() {
+        let (mut failures, minute) = (Failures::default(), FAILURES_EVERY);
+        let said = (0..700).filter(|_| failures.one_more(minute).0).count();
+        assert_eq!(said, 20);
+        assert_eq!(failures.one_more(minute + minute - Duration::from_nanos(1)), (false, 0));
+        assert_eq!(failures.one_more(minute + minute), (true, 681), "those before are counted");
+        assert_eq!(failures.one_more(minute * 3), (true, 0), "once");
     }
 
     struct Failing;

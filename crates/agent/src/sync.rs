@@ -290,7 +290,6 @@ impl Sync {
             }
             match self.node.attest(self.svid().as_deref()).await {
                 Ok(svid) => {
-                    tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
                     // Another node row may mean other entries: nothing of before is taken for granted.
                     self.set_place(Place::Unknown);
                     let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
