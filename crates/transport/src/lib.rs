@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod experimental;
 pub mod files;
+mod gather;
 pub mod https;
 pub mod limits;
 pub mod mutual;

@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use crate::gather::Gathered;
 use crate::limits::{
     ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, CONNECTIONS_PER_IDENTITY_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT,
     HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
@@ -82,7 +83,7 @@ pub struct TlsIdentity {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Gathered<TlsStream<TcpStream>>,
     peer: TlsPeer,
     /// When a connection without certificate is closed.
     closes: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -226,7 +227,7 @@ impl Door {
             return Err(Refused::OneTooMany { address, spiffe_id: identity.as_ref().map(|i| i.spiffe_id.clone()) });
         }
         Ok(Connection {
-            stream,
+            stream: Gathered::new(stream),
             peer: TlsPeer { address, identity, has_asked: Arc::default(), kept_by: Arc::default() },
             closes,
             must_ask: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_TIMEOUT))),

@@ -236,7 +236,7 @@ where
                             let caller = Api::caller(&asked)?;
                             let agent = Api::agent(&asked)?;
                             api.saw(&agent.spiffe_id, None);
-                            Ok::<_, Status>(Response::new(sync::start(api, caller, agent.spiffe_id.clone(), asked.into_inner())))
+                            sync::start(api, caller, agent.spiffe_id.clone(), asked.into_inner()).await.map(Response::new)
                         }
                     });
                     encoded().streaming(exchange, request).await

@@ -34,44 +34,47 @@ pub(crate) fn authorized(api: &Api, snapshot: &Snapshot, agent: &SpiffeId) -> BT
     entries
 }
 
-/// Begins an exchange.
-pub(super) fn start(api: Api, caller: Caller, agent: SpiffeId, requests: Streaming<SyncAuthorizedEntriesRequest>) -> Pages {
+/// Begins an exchange. Where the first answer says everything, as it nearly always does, it ends with it.
+pub(super) async fn start(
+    api: Api,
+    caller: Caller,
+    agent: SpiffeId,
+    mut requests: Streaming<SyncAuthorizedEntriesRequest>,
+) -> Result<Pages, Status> {
+    let Some(asked) = requests.next().await else { return Ok(Box::pin(tokio_stream::empty())) };
+    let asked = asked?;
+    if !asked.ids.is_empty() {
+        return Err(Status::invalid_argument("specifying IDs on initial request is not supported"));
+    }
+    if asked.output_mask.as_ref().is_some_and(|m| !m.revision_number) {
+        return Err(Status::invalid_argument("revision number cannot be masked"));
+    }
+    let mask = asked.output_mask;
+    let answer = api.polled.sync(&api, &agent, mask)?;
+    let first = tokio_stream::iter(Vec::from_iter(answer.messages.iter().cloned().map(Ok)));
+    if answer.is_whole {
+        return Ok(Box::pin(first));
+    }
     let (out, pages) = mpsc::channel(2);
     caller.access.leave();
     tokio::spawn(async move {
-        let outcome = exchange(&api, &agent, requests, &out).await;
+        let outcome = rest(&api, &agent, mask.as_ref(), requests, &out).await;
         caller.access.end(outcome.as_ref().copied());
         if let Err(status) = outcome {
             let _ = out.send(Err(status)).await;
         }
     });
-    Box::pin(ReceiverStream::new(pages))
+    Ok(Box::pin(first.chain(ReceiverStream::new(pages))))
 }
 
-async fn exchange(
+/// Answers what is asked after the revisions.
+async fn rest(
     api: &Api,
     agent: &SpiffeId,
+    mask: Option<&types::EntryMask>,
     mut requests: Streaming<SyncAuthorizedEntriesRequest>,
     out: &mpsc::Sender<Result<Bytes, Status>>,
 ) -> Result<(), Status> {
-    let Some(first) = requests.next().await else { return Ok(()) };
-    let first = first?;
-    if !first.ids.is_empty() {
-        return Err(Status::invalid_argument("specifying IDs on initial request is not supported"));
-    }
-    if first.output_mask.as_ref().is_some_and(|m| !m.revision_number) {
-        return Err(Status::invalid_argument("revision number cannot be masked"));
-    }
-    let mask = first.output_mask;
-    let answer = api.polled.sync(api, agent, mask)?;
-    for message in answer.messages.iter() {
-        if out.send(Ok(message.clone())).await.is_err() {
-            return Ok(());
-        }
-    }
-    if answer.is_whole {
-        return Ok(());
-    }
     let mut entries = None;
     while let Some(request) = requests.next().await {
         // IDs that are unknown or not the agent's are passed over without a word.
@@ -80,7 +83,7 @@ async fn exchange(
         let wanted: Vec<&Arc<Entry>> = ids.iter().filter_map(|id| entries.get(id.as_str())).collect();
         let mut wanted = wanted.as_slice();
         loop {
-            let (entries, rest) = page(wanted, mask.as_ref());
+            let (entries, rest) = page(wanted, mask);
             let more = !rest.is_empty();
             let message = SyncAuthorizedEntriesResponse { entries, more, ..SyncAuthorizedEntriesResponse::default() };
             if out.send(Ok(message.encode_to_vec().into())).await.is_err() {

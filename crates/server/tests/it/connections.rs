@@ -190,7 +190,8 @@ async fn an_old_connection_is_asked_to_go_and_the_one_with_an_agents_stream_stay
 
     let mut syncing = EntryClient::new(under_way.connect(&domain, Some(&node)).await.unwrap());
     let (asked, asks) = mpsc::channel(4);
-    let mut pages = syncing.sync_authorized_entries(ReceiverStream::new(asks)).await.unwrap().into_inner();
+    let mut asking = syncing.clone();
+    let call = tokio::spawn(async move { asking.sync_authorized_entries(ReceiverStream::new(asks)).await });
 
     // Somebody who calls all the time comes again and again, and none of the calls fails.
     let mut caller = BundleClient::new(plain.connect(&domain, Some(&node)).await.unwrap());
@@ -203,6 +204,7 @@ async fn an_old_connection_is_asked_to_go_and_the_one_with_an_agents_stream_stay
 
     // What was under way is finished, on the connection it began on.
     asked.send(SyncAuthorizedEntriesRequest::default()).await.unwrap();
+    let mut pages = world::soon("the answer", call).await.unwrap().unwrap().into_inner();
     assert!(world::soon("the entries", pages.message()).await.unwrap().unwrap().entries.is_empty());
     assert_eq!(under_way.connections(), 1);
     syncing.get_authorized_entries(countersign_wire::entry_api::GetAuthorizedEntriesRequest::default()).await.unwrap();

@@ -108,8 +108,8 @@ async fn agents_that_ask_for_all_their_entries_at_once_are_told_how_they_can_be_
 
     // Few enough for one page, but too large for it: revisions first, then what is asked for, in pages that fit.
     let (requests, receiver) = mpsc::channel(4);
-    let mut answers = client.sync_authorized_entries(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     requests.send(SyncAuthorizedEntriesRequest { output_mask: None, ids: Vec::new() }).await.unwrap();
+    let mut answers = client.sync_authorized_entries(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     let revisions = world::soon("revisions", answers.message()).await.unwrap().unwrap();
     assert_eq!((revisions.entry_revisions.len(), revisions.entries.len(), revisions.more), (COUNT, 0, false));
     let ids: Vec<String> = revisions.entry_revisions.into_iter().map(|r| r.id).collect();

@@ -14,7 +14,7 @@ use countersign_wire::types::{self, Entry, EntryMask, FederatesWithMatch, Select
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::world::{self, Domain, Foreign, NodeIdentity, entry, id_to_wire, spiffe_id};
 
@@ -178,23 +178,25 @@ fn sync_mask() -> Option<EntryMask> {
     Some(EntryMask { spiffe_id: true, revision_number: true, created_at: true, ..EntryMask::default() })
 }
 
-/// An open exchange.
+/// An exchange that begins with this request.
 async fn sync(
     domain: &Domain,
     node: &NodeIdentity,
-) -> (mpsc::Sender<SyncAuthorizedEntriesRequest>, Streaming<SyncAuthorizedEntriesResponse>) {
+    first: SyncAuthorizedEntriesRequest,
+) -> Result<(mpsc::Sender<SyncAuthorizedEntriesRequest>, Streaming<SyncAuthorizedEntriesResponse>), Status> {
     let mut client: EntryClient<Channel> = EntryClient::new(domain.connect(Some(node)).await.unwrap());
     let (requests, receiver) = mpsc::channel(4);
-    let answers = client.sync_authorized_entries(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-    (requests, answers)
+    requests.send(first).await.unwrap();
+    let answers = world::soon("an answer", client.sync_authorized_entries(ReceiverStream::new(receiver))).await?.into_inner();
+    Ok((requests, answers))
 }
 
 #[tokio::test]
 async fn up_to_five_hundred_entries_are_synchronized_in_one_message() {
     for count in [0, 1, 500] {
         let (domain, node) = populated(count).await;
-        let (requests, mut answers) = sync(&domain, &node).await;
-        requests.send(SyncAuthorizedEntriesRequest { output_mask: sync_mask(), ids: Vec::new() }).await.unwrap();
+        let first = SyncAuthorizedEntriesRequest { output_mask: sync_mask(), ids: Vec::new() };
+        let (_requests, mut answers) = sync(&domain, &node, first).await.unwrap();
         let answer = world::soon("the entries", answers.message()).await.unwrap().unwrap();
         assert_eq!((answer.entries.len(), answer.entry_revisions.len(), answer.more), (count, 0, false));
         assert!(
@@ -207,8 +209,8 @@ async fn up_to_five_hundred_entries_are_synchronized_in_one_message() {
 #[tokio::test]
 async fn beyond_five_hundred_entries_revisions_come_first_and_entries_on_demand() {
     let (domain, node) = populated(1101).await;
-    let (requests, mut answers) = sync(&domain, &node).await;
-    requests.send(SyncAuthorizedEntriesRequest { output_mask: sync_mask(), ids: Vec::new() }).await.unwrap();
+    let first = SyncAuthorizedEntriesRequest { output_mask: sync_mask(), ids: Vec::new() };
+    let (requests, mut answers) = sync(&domain, &node, first).await.unwrap();
     let mut ids = Vec::new();
     for (length, more) in [(500, true), (500, true), (101, false)] {
         let page = world::soon("revisions", answers.message()).await.unwrap().unwrap();
@@ -253,9 +255,7 @@ async fn a_first_request_with_ids_or_without_revisions_is_refused() {
         ),
         (SyncAuthorizedEntriesRequest { output_mask: Some(EntryMask::default()), ids: Vec::new() }, "revision number cannot be masked"),
     ] {
-        let (requests, mut answers) = sync(&domain, &node).await;
-        requests.send(request).await.unwrap();
-        let status = world::soon("a refusal", answers.message()).await.unwrap_err();
+        let status = sync(&domain, &node, request).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, text));
     }
 }
