@@ -19,13 +19,23 @@ const FILES: &[&str] = &[
     "agent_debug.proto",
     "agent_logger.proto",
     "agent_delegated_identity.proto",
+    "google_rpc.proto",
+    "envoy_type.proto",
+    "envoy_core.proto",
+    "envoy_tls.proto",
+    "envoy_discovery.proto",
+    "envoy_secret.proto",
     "countersign_agent.proto",
     "countersign_agent_admin.proto",
     "countersign_entry.proto",
     "countersign_journal.proto",
 ];
 
-/// Writes the generated code below `out`, one file a package, and descriptors: of the Workload API for reflection, and of everything.
+/// What the public socket of an agent serves, by the name of its descriptors, and its .proto file.
+const REFLECTED: &[(&str, &str)] = &[("workload.fds", "workload.proto"), ("sds.fds", "envoy_secret.proto")];
+
+/// Writes the generated code below `out`, one file a package, and descriptors: of an agent's public services for reflection, each
+/// alone, and of everything.
 pub(crate) fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(out)?;
     let all = protox::compile(FILES, [proto])?;
@@ -34,7 +44,8 @@ pub(crate) fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::erro
     described.file.iter_mut().for_each(|file| file.source_code_info = None);
     std::fs::write(out.join("all.fds"), described.encode_to_vec())?;
     tonic_prost_build::configure().out_dir(out).emit_rerun_if_changed(false).compile_fds(all)?;
-    let workload = protox::compile(["workload.proto"], [proto])?;
-    std::fs::write(out.join("workload.fds"), workload.encode_to_vec())?;
+    for (name, file) in REFLECTED {
+        std::fs::write(out.join(name), protox::compile([file], [proto])?.encode_to_vec())?;
+    }
     Ok(())
 }

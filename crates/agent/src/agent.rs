@@ -189,7 +189,13 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let rotator = Rotator::new(Arc::clone(&cache), Arc::clone(&clock), Arc::clone(&random), config.workload_key_type, Arc::clone(&metrics));
     let rotator = Arc::new(rotator.with_availability(config.availability_target));
     rotator.want_entries(&cache.entries());
-    let jwts = Arc::new(Jwts::new(Arc::clone(&sync), Arc::clone(&clock), random, Arc::clone(&metrics), config.jwt_svid_cache_max_size));
+    let jwts = Arc::new(Jwts::new(
+        Arc::clone(&sync),
+        Arc::clone(&clock),
+        Arc::clone(&random),
+        Arc::clone(&metrics),
+        config.jwt_svid_cache_max_size,
+    ));
     let api = Api(Arc::new(Context {
         trust_domain: config.trust_domain.clone(),
         cache,
@@ -206,8 +212,9 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         log_selectors: config.log_selectors.clone(),
     }));
 
-    let listener = if config.disable_workload_api { None } else { Some(unix::listen(&config.socket_path, 0o755, 0o777)?) };
-    let routes = api::routes(&api).map_err(|e| AgentError::Bug(e.to_string()))?;
+    let apis = public_apis(config.has_workload_api, config.sds.is_some());
+    let listener = apis.map(|_| unix::listen(&config.socket_path, 0o755, 0o777)).transpose()?;
+    let routes = api::routes(&api, config.has_workload_api, config.sds.clone(), random).map_err(|e| AgentError::Bug(e.to_string()))?;
     admin.joined(&api);
     let (end, ended) = oneshot::channel();
     if let Some(listener) = prometheus {
@@ -219,7 +226,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
     let stopping = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let (address, is_public) = (config.socket_path.display(), listener.is_some());
+    let is_public = listener.is_some();
     let serving = async move {
         let Some(listener) = listener else {
             stopping.await;
@@ -248,13 +255,22 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         };
         let _ = end.send(reason);
     });
-    if is_public {
-        tracing::info!(%address, network = "unix", apis = "Workload API", "Starting agent APIs");
-    } else {
-        tracing::info!(apis = "Workload and SDS APIs", "Skipping agent APIs because public endpoint is disabled");
+    match apis {
+        Some(apis) => tracing::info!(address = %config.socket_path.display(), network = "unix", apis, "Starting agent APIs"),
+        None => tracing::info!(apis = "Workload and SDS APIs", "Skipping agent APIs because public endpoint is disabled"),
     }
     let socket_path = config.socket_path.clone();
     Ok(Running { socket_path, stop, tasks, api, node, ended, is_public, _admin_socket: admin_socket, _lock: lock })
+}
+
+/// What the public socket has, in SPIRE's words; nothing if there is no such socket.
+fn public_apis(has_workload_api: bool, has_sds: bool) -> Option<&'static str> {
+    match (has_workload_api, has_sds) {
+        (true, true) => Some("Workload and SDS APIs"),
+        (true, false) => Some("Workload API"),
+        (false, true) => Some("SDS API"),
+        (false, false) => None,
+    }
 }
 
 /// Opens the admin socket. Everybody may connect, because every process may ask about itself; who may ask what is decided by

@@ -3,6 +3,7 @@
 //! Reading checks everything that can be checked without starting: types, values, names of plugins, files.
 
 mod experimental;
+mod sds;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::other_workload_api::OtherWorkloadApi;
 use crate::trust_source::TrustSource;
+
+pub(crate) use sds::Sds;
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// SVIDs held for workloads by default, as in SPIRE.
@@ -92,8 +95,10 @@ pub struct Config {
     pub(crate) availability_target: Option<Duration>,
     /// Beginnings of selectors that may stand in the log where somebody is denied.
     pub(crate) log_selectors: Vec<String>,
-    /// No public socket.
-    pub(crate) disable_workload_api: bool,
+    /// Whether the public socket has the Workload API.
+    pub(crate) has_workload_api: bool,
+    /// How the Secret Discovery Service on it answers; nothing without it.
+    pub(crate) sds: Option<Sds>,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
     pub(crate) x509_svid_cache_max_size: usize,
@@ -148,8 +153,10 @@ impl Config {
         let server_port = agent.port("server_port")?.ok_or_else(|| agent.missing("server_port"))?.value;
         let data_dir = PathBuf::from(agent.string("data_dir")?.map_or_else(|| ".".to_owned(), |s| s.value));
         let socket_path = socket_path(&mut agent, "socket_path")?.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |(path, _)| path);
-        let disable_workload_api = disable_workload_api(&mut agent)?;
-        let admin_socket_path = admin_socket_path(&mut agent, Some(socket_path.as_path()).filter(|_| !disable_workload_api))?;
+        let has_workload_api = !agent.boolean("disable_workload_api")?.is_some_and(|off| off.value);
+        let sds = sds::read(&mut agent, &mut warnings)?;
+        let public = Some(socket_path.as_path()).filter(|_| has_workload_api || sds.is_some());
+        let admin_socket_path = admin_socket_path(&mut agent, public)?;
         let bootstrap = bootstrap(&mut agent)?;
         let rebootstrap = rebootstrap(&mut agent, bootstrap == Bootstrap::Insecure)?;
         let token = join_token(&mut agent)?;
@@ -179,7 +186,8 @@ impl Config {
             workload_key_type: workload_key_type(&mut agent)?,
             availability_target: availability_target(&mut agent)?,
             log_selectors: log_selectors(&mut agent)?,
-            disable_workload_api,
+            has_workload_api,
+            sds,
             allow_unauthenticated_verifiers: agent.boolean("allow_unauthenticated_verifiers")?.is_some_and(|b| b.value),
             allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims")?.into_iter().map(|s| s.value).collect(),
             x509_svid_cache_max_size: size(&mut agent, "x509_svid_cache_max_size")?,
@@ -255,30 +263,6 @@ fn size(agent: &mut Section, key: &'static str) -> Result<usize, ConfigError> {
         None => Ok(CACHE_SIZE),
         Some(n) if n.value == 0 => Ok(CACHE_SIZE),
         Some(n) => usize::try_from(n.value).map_err(|_| n.error("must not be negative")),
-    }
-}
-
-/// Whether there is no public socket. Without SDS, which comes later, it is there for the Workload API alone.
-fn disable_workload_api(agent: &mut Section) -> Result<bool, ConfigError> {
-    let workload_api = agent.boolean("disable_workload_api")?;
-    let no_sds = agent.boolean("disable_sds_api")?.is_some_and(|b| b.value);
-    if let Some(mut sds) = agent.section("sds")? {
-        for name in ["default_svid_name", "default_bundle_name", "default_all_bundles_name"] {
-            sds.string(name)?;
-        }
-        sds.boolean("disable_spiffe_cert_validation")?;
-        if !no_sds {
-            return Err(sds
-                .error("the Envoy SDS API is recognised but not supported yet")
-                .hint("leave the block out, or set disable_sds_api = true, if no Envoy on this node uses it"));
-        }
-        sds.finish()?;
-    }
-    match workload_api {
-        Some(disabled) if disabled.value && !no_sds => Err(disabled
-            .error("it leaves the Envoy SDS API alone on the socket, which is recognised but not supported yet")
-            .hint("set disable_sds_api = true as well, for an agent without public socket")),
-        disabled => Ok(disabled.is_some_and(|b| b.value)),
     }
 }
 

@@ -62,16 +62,20 @@ pub fn read(text: &str) -> Result<Vec<(String, Vec<u8>)>, PemError> {
     }
 }
 
+/// Bytes in one line of 64 characters.
+const LINE_BYTES: usize = 48;
+
 /// One block, lines of 64 characters.
 pub fn write(label: &str, der: &[u8]) -> String {
-    let body = STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
-    let mut rest = body.as_str();
-    while !rest.is_empty() {
-        let (line, tail) = rest.split_at(rest.len().min(64));
-        text.push_str(line);
+    let lines = der.len().div_ceil(LINE_BYTES);
+    // Room for all of it, and no buffer beside it: what is written may be a key, and only the caller can wipe the text.
+    let mut text = String::with_capacity(lines * 65 + 2 * label.len() + 32);
+    text.push_str("-----BEGIN ");
+    text.push_str(label);
+    text.push_str("-----\n");
+    for line in der.chunks(LINE_BYTES) {
+        STANDARD.encode_string(line, &mut text);
         text.push('\n');
-        rest = tail;
     }
     text.push_str("-----END ");
     text.push_str(label);

@@ -90,6 +90,55 @@ pub mod spire {
     }
 }
 
+/// Envoy's packages, as far as its Secret Discovery Service needs them.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
+pub mod envoy {
+    pub mod r#type {
+        pub mod v3 {
+            include!("gen/envoy.r#type.v3.rs");
+        }
+    }
+    pub mod config {
+        pub mod core {
+            pub mod v3 {
+                include!("gen/envoy.config.core.v3.rs");
+            }
+        }
+    }
+    pub mod extensions {
+        pub mod transport_sockets {
+            pub mod tls {
+                pub mod v3 {
+                    include!("gen/envoy.extensions.transport_sockets.tls.v3.rs");
+                }
+            }
+        }
+    }
+    pub mod service {
+        pub mod discovery {
+            pub mod v3 {
+                include!("gen/envoy.service.discovery.v3.rs");
+            }
+        }
+        pub mod secret {
+            pub mod v3 {
+                include!("gen/envoy.service.secret.v3.rs");
+
+                /// Descriptor of the service, for server reflection.
+                pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/sds.fds");
+            }
+        }
+    }
+}
+
+/// Google's package that Envoy's refers to.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
+pub mod google {
+    pub mod rpc {
+        include!("gen/google.rpc.rs");
+    }
+}
+
 /// Our own packages.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
 pub mod countersign {
@@ -116,6 +165,10 @@ pub mod countersign {
 }
 
 pub use countersign::{agent::admin::v1 as agent_admin, agent::v1 as node, entry::v1 as explained, journal::v1 as journal};
+pub use envoy::config::core::v3 as envoy_core;
+pub use envoy::extensions::transport_sockets::tls::v3 as envoy_tls;
+pub use envoy::service::{discovery::v3 as discovery, secret::v3 as secret_discovery};
+pub use envoy::r#type::v3 as envoy_type;
 pub use spire::agent::debug::v1 as agent_debug;
 pub use spire::api::agent::{delegatedidentity::v1 as delegated_identity, logger::v1 as agent_logger};
 pub use spire::api::server::{

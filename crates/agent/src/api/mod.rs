@@ -1,5 +1,5 @@
-//! What workloads can ask on the agent's public socket (the Workload API, health, and reflection), and operators and delegates
-//! on the admin socket.
+//! What workloads can ask on the agent's public socket (the Workload API, Envoy's Secret Discovery Service, health, and
+//! reflection), and operators and delegates on the admin socket.
 
 mod admin;
 mod admission;
@@ -8,23 +8,28 @@ mod delegated;
 mod health;
 mod logger;
 mod reply;
+mod sds;
 mod security_header;
 mod workload;
 
 pub(crate) use admin::Admin;
+pub(crate) use sds::RESOURCE_NAME_BYTES_MAX;
 pub(crate) use security_header::SecurityHeaderLayer;
 
 use std::sync::Arc;
 
+use self::sds::SecretDiscovery;
 use countersign_identity::TrustDomain;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::limits::MESSAGE_BYTES_MAX;
 use countersign_transport::observe::LastReload;
-use countersign_wire::workload as wire;
+use countersign_transport::random::SharedRandom;
+use countersign_wire::{secret_discovery, workload as wire};
 use tonic::service::Routes;
 
 use crate::attest::Attestors;
 use crate::cache::Cache;
+use crate::config::Sds;
 use crate::denials::Denials;
 use crate::jwt::Jwts;
 use crate::metrics::Metrics;
@@ -60,14 +65,32 @@ impl std::ops::Deref for Api {
     }
 }
 
-/// The services of the public socket.
-pub(crate) fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
-    let v1 = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET).build_v1()?;
-    let v1alpha =
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET).build_v1alpha()?;
-    let workload = wire::spiffe_workload_api_server::SpiffeWorkloadApiServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    Ok(Routes::new(workload)
-        .add_service(tonic_health::pb::health_server::HealthServer::new(api.clone()))
-        .add_service(v1)
-        .add_service(v1alpha))
+/// The services of the public socket: those two that are not switched off, and what tells of them.
+pub(crate) fn routes(
+    api: &Api,
+    has_workload_api: bool,
+    sds: Option<Sds>,
+    random: SharedRandom,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let described = || {
+        let mut builder = tonic_reflection::server::Builder::configure();
+        if has_workload_api {
+            builder = builder.register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET);
+        }
+        if sds.is_some() {
+            builder = builder.register_encoded_file_descriptor_set(secret_discovery::FILE_DESCRIPTOR_SET);
+        }
+        builder
+    };
+    let (v1, v1alpha) = (described().build_v1()?, described().build_v1alpha()?);
+    let health = tonic_health::pb::health_server::HealthServer::new(api.clone());
+    let mut routes = Routes::new(health).add_service(v1).add_service(v1alpha);
+    if has_workload_api {
+        let workload = wire::spiffe_workload_api_server::SpiffeWorkloadApiServer::new(api.clone());
+        routes = routes.add_service(workload.max_decoding_message_size(MESSAGE_BYTES_MAX));
+    }
+    if let Some(settings) = sds {
+        routes = routes.add_service(SecretDiscovery::server(api, settings, random));
+    }
+    Ok(routes)
 }

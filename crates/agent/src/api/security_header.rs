@@ -1,7 +1,7 @@
 //! The header that keeps cross-protocol requests away from the Workload API (Workload Endpoint section 3).
 //!
-//! Demanded of the Workload API's own methods; health and reflection on the same socket pass without it, as in SPIRE,
-//! because set-ups depend on it.
+//! Demanded of the Workload API's own methods; Envoy's Secret Discovery Service, health and reflection on the same socket pass
+//! without it, as in SPIRE, because set-ups depend on it.
 
 use std::task::{Context, Poll};
 

@@ -27,6 +27,8 @@ use crate::jwt::Kept;
 
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// The service's name in the log.
+const SERVICE: &str = "WorkloadAPI";
 /// The text clients match on to tell "no identity" from other denials.
 pub(super) const NO_IDENTITY: &str = "no identity issued";
 /// A waiting call answers this much before the caller's deadline, so that the answer still arrives.
@@ -42,7 +44,7 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_x509svid(&self, request: Request<wire::X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         tracing::trace!(hop = "takes the call");
         let deadline = deadline(&request);
-        let caller = self.attest(&request, "FetchX509SVID").await?;
+        let caller = self.attest(&request, SERVICE, "FetchX509SVID").await?;
         Ok(Response::new(self.stream(caller, deadline, Kind::X509Svids, x509_svids)))
     }
 
@@ -53,7 +55,7 @@ impl SpiffeWorkloadApi for Api {
         request: Request<wire::X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let deadline = deadline(&request);
-        let caller = self.attest(&request, "FetchX509Bundles").await?;
+        let caller = self.attest(&request, SERVICE, "FetchX509Bundles").await?;
         Ok(Response::new(self.stream(caller, deadline, Kind::X509Bundles, x509_bundles)))
     }
 
@@ -65,7 +67,7 @@ impl SpiffeWorkloadApi for Api {
             "" => None,
             text => Some(SpiffeId::parse(text).map_err(|e| Status::invalid_argument(format!("invalid requested SPIFFE ID: {e}")))?),
         };
-        let caller = self.attest(&request, "FetchJWTSVID").await?;
+        let caller = self.attest(&request, SERVICE, "FetchJWTSVID").await?;
         let mut identities = self.identities_of_caller(&caller, deadline).await?;
         identities.retain(|i| wanted.as_ref().is_none_or(|w| *w == i.entry.spiffe_id));
         if identities.is_empty() {
@@ -89,7 +91,7 @@ impl SpiffeWorkloadApi for Api {
 
     async fn fetch_jwt_bundles(&self, request: Request<wire::JwtBundlesRequest>) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         let deadline = deadline(&request);
-        let caller = self.attest(&request, "FetchJWTBundles").await?;
+        let caller = self.attest(&request, SERVICE, "FetchJWTBundles").await?;
         Ok(Response::new(self.stream(caller, deadline, Kind::JwtBundles, jwt_bundles)))
     }
 
@@ -104,7 +106,7 @@ impl SpiffeWorkloadApi for Api {
         if request.get_ref().svid.is_empty() {
             return Err(Status::invalid_argument("svid must be specified"));
         }
-        let caller = self.attest(&request, "ValidateJWTSVID").await?;
+        let caller = self.attest(&request, SERVICE, "ValidateJWTSVID").await?;
         self.know_bundles(&caller, deadline).await?;
         let request = request.into_inner();
         let identities = self.cache.identities(&caller.selectors, self.clock.now());
@@ -158,13 +160,14 @@ fn jwt_bundles(message: &Message<'_>) -> wire::JwtBundlesResponse {
 }
 
 impl Api {
-    async fn attest<T>(&self, request: &Request<T>, method: &'static str) -> Result<Caller, Status> {
+    /// Finds out who calls a method of a service; the latter by its name in the log.
+    pub(super) async fn attest<T>(&self, request: &Request<T>, service: &'static str, method: &'static str) -> Result<Caller, Status> {
         let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("BUG: a call without peer"))?;
         match self.attestors.attest(peer).await {
             Ok(caller) => Ok(caller),
             Err(_) => {
                 self.metrics.called(method, "Unavailable");
-                tracing::error!(service = "WorkloadAPI", method, pid = peer.pid, "Workload attestation failed");
+                tracing::error!(service, method, pid = peer.pid, "Workload attestation failed");
                 Err(attestation_failed())
             }
         }
@@ -172,13 +175,18 @@ impl Api {
 
     fn no_identity(&self, caller: &Caller) -> Status {
         self.metrics.called("any", "PermissionDenied");
+        self.note_denied(caller, SERVICE);
+        Status::permission_denied(NO_IDENTITY)
+    }
+
+    /// Tells the log of a caller that has no identity, and remembers it for whoever asks why.
+    pub(super) fn note_denied(&self, caller: &Caller, service: &'static str) {
         let (pid, uid, gid) = (caller.peer.pid, caller.peer.uid, caller.peer.gid);
         let hint = format!("countersign explain --pid {pid}");
         let selectors = self.loggable(&caller.selectors);
-        tracing::error!(service = "WorkloadAPI", pid, uid, registered = false, selectors, hint, "No identity issued");
+        tracing::error!(service, pid, uid, registered = false, selectors, hint, "No identity issued");
         let selectors = Arc::clone(&caller.selectors);
         self.denials.note(Denied { pid, uid, gid, at: self.clock.now(), selectors, selectors_left_out: 0 });
-        Status::permission_denied(NO_IDENTITY)
     }
 
     /// Those of the selectors that `log_selectors` lets into the log; nothing if there are none.

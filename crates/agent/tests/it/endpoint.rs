@@ -57,6 +57,14 @@ async fn services(channel: Channel) -> Vec<String> {
     list.service.into_iter().map(|s| s.name).collect()
 }
 
+/// Without those that gRPC brings.
+pub async fn services_of(world: &World) -> Vec<String> {
+    let mut found = services(world.workload().await.channel).await;
+    found.retain(|service| !service.starts_with("grpc."));
+    found.sort_unstable();
+    found
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wep_01_the_endpoint_is_a_local_socket_that_every_user_may_connect_to() {
     let world = World::start().await;
@@ -218,9 +226,7 @@ async fn wep_28_wep_30_wep_32_reflection_lists_the_workload_api_with_exactly_the
     use prost::Message as _;
     let world = World::start().await;
     let channel = world.workload().await.channel;
-    let mut found = services(channel.clone()).await;
-    found.retain(|s| !s.starts_with("grpc."));
-    assert_eq!(found, ["SpiffeWorkloadAPI"]);
+    assert_eq!(services_of(&world).await, ["SpiffeWorkloadAPI", "envoy.service.secret.v3.SecretDiscoveryService"]);
     let question = MessageRequest::FileContainingSymbol("SpiffeWorkloadAPI".to_owned());
     let MessageResponse::FileDescriptorResponse(files) = reflect(channel, question).await else { panic!("no descriptor") };
     let methods: Vec<String> = files

@@ -11,6 +11,8 @@ use countersign_transport::client;
 use countersign_wire::agent_admin::admin_client::AdminClient;
 use countersign_wire::agent_admin::explain_request::Subject;
 use countersign_wire::agent_admin::{Conclusion, ExplainRequest, ExplainResponse, SelectorSet};
+use countersign_wire::discovery::DiscoveryRequest;
+use countersign_wire::secret_discovery::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use countersign_wire::{id, types};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -164,6 +166,15 @@ async fn a_process_that_has_ended_is_said_to_have_and_one_that_was_denied_is_rem
     let answer = explain(&world, Some(Subject::Pid(pid))).await.unwrap();
     assert!(!answer.process.unwrap().has_ended && answer.last_denial.unwrap().pid == pid);
     caller.end();
+
+    // An Envoy that asks for an identity is a caller as any other.
+    let (mut envoy, stream) = Caller::connect(&world.socket(), None);
+    let channel = Workload::over(tokio::net::UnixStream::from_std(stream).unwrap()).await.unwrap().channel;
+    let request = DiscoveryRequest { resource_names: vec!["default".to_owned()], ..DiscoveryRequest::default() };
+    SecretDiscoveryServiceClient::new(channel).fetch_secrets(request).await.unwrap_err();
+    let answer = explain(&world, Some(Subject::Pid(envoy.pid()))).await.unwrap();
+    assert_eq!(answer.last_denial.unwrap().pid, envoy.pid());
+    envoy.end();
     let answer = explain(&world, Some(Subject::Pid(pid))).await.unwrap();
     assert_eq!(answer.conclusion(), Conclusion::NoMatchingEntry);
     assert!(answer.process.unwrap().has_ended && answer.attestors.is_empty());

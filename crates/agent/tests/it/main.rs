@@ -35,6 +35,7 @@ mod requirements;
 mod restart;
 mod reused_pid;
 mod rotation;
+mod sds;
 mod settings;
 mod sources;
 mod spire_server;

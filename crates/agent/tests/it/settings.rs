@@ -128,29 +128,35 @@ fn the_availability_target_is_a_day_at_least() {
 
 #[test]
 fn what_is_open_without_the_workload_api() {
-    read(&good("disable_sds_api = true\n sds {\n default_svid_name = \"web\"\n }")).unwrap();
-    read(&good("disable_sds_api = true\n disable_workload_api = true")).unwrap();
+    let sockets = "socket_path = \"/run/a/b.sock\"\n admin_socket_path = \"/run/a/c.sock\"";
     // Without a public socket nothing keeps the admin socket away from where it would be.
-    read(&good(
-        "disable_sds_api = true\n disable_workload_api = true\n socket_path = \"/run/a/b.sock\"\n admin_socket_path = \"/run/a/c.sock\"",
-    ))
-    .unwrap();
+    read(&good(&format!("disable_sds_api = true\n disable_workload_api = true\n {sockets}"))).unwrap();
+    for one in ["disable_sds_api = true", "disable_workload_api = true"] {
+        read(&good(one)).unwrap();
+        let refused = read(&good(&format!("{one}\n {sockets}"))).unwrap_err();
+        assert!(refused.contains("must not be in the directory of the Workload API's socket"), "{refused}");
+    }
+}
+
+#[test]
+fn the_block_sds_is_read_whether_its_service_is_there_or_not() {
+    let block = |lines: &str| good(&format!("sds {{\n {lines}\n }}"));
+    read(&block("default_svid_name = \"web\"\n default_bundle_name = \"\"")).unwrap();
+    read(&good("sds = { default_svid_name = \"web\" }")).unwrap();
+    for switch in ["", "disable_sds_api = true\n "] {
+        refused(
+            &good(&format!("sds {{\n default_svid = \"web\"\n }}\n {switch}")),
+            &expect![[r#"
+                agent.conf:7: unknown configuration detected: `agent.sds.default_svid`
+                hint: did you mean `default_svid_name`?"#]],
+        );
+    }
     refused(
-        &good("disable_workload_api = true"),
-        &expect![[r#"
-            agent.conf:6: `agent.disable_workload_api`: it leaves the Envoy SDS API alone on the socket, which is recognised but not supported yet
-            hint: set disable_sds_api = true as well, for an agent without public socket"#]],
+        &block(&format!("default_bundle_name = \"{}\"", "n".repeat(2049))),
+        &expect!["agent.conf:7: `agent.sds.default_bundle_name`: at most 2048 bytes are allowed"],
     );
-    refused(
-        &good("sds {\n default_svid_name = \"web\"\n }"),
-        &expect![[r#"
-            agent.conf:6: `agent.sds`: the Envoy SDS API is recognised but not supported yet
-            hint: leave the block out, or set disable_sds_api = true, if no Envoy on this node uses it"#]],
-    );
-    refused(
-        &good("disable_sds_api = true\n sds {\n default_svid = \"web\"\n }"),
-        &expect![[r#"
-            agent.conf:8: unknown configuration detected: `agent.sds.default_svid`
-            hint: did you mean `default_svid_name`?"#]],
-    );
+    let warnings = |lines: &str| read(&block(lines)).unwrap().warnings.into_iter().filter(|w| w.contains("default_bundle_name")).count();
+    assert_eq!(warnings("default_bundle_name = \"same\"\n default_all_bundles_name = \"same\""), 1);
+    assert_eq!(warnings("default_bundle_name = \"ALL\""), 1);
+    assert_eq!(warnings("default_svid_name = \"ROOTCA\""), 0);
 }

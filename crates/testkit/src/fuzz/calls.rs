@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::x509::{Certificate, verify_chain};
-use countersign_identity::{BundleSet, SpiffeId, jwt};
+use countersign_identity::{BundleSet, SpiffeId, jwt, pem};
+use countersign_wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+use countersign_wire::envoy_core::DataSource;
+use countersign_wire::envoy_core::data_source::Specifier;
+use countersign_wire::envoy_tls::{Secret, secret};
 use countersign_wire::node::{self, issue_response};
 use countersign_wire::trust_domain as trust_domain_api;
 use countersign_wire::workload as program;
@@ -61,6 +65,12 @@ macro_rules! authority {
             local_authority::$response,
             keep
         )
+    };
+}
+
+macro_rules! secrets {
+    ($method:literal, $($request:ident)+, $response:ident, $after:expr) => {
+        call!("envoy.service.secret.v3.SecretDiscoveryService", $method, Workload, $($request)+, $response, $after)
     };
 }
 
@@ -314,6 +324,9 @@ pub(super) const TARGETS: &[Target] = &[
     call!("SpiffeWorkloadAPI", "ValidateJWTSVID", Workload, program::ValidateJwtsvidRequest, program::ValidateJwtsvidResponse, validated),
     call!("SpiffeWorkloadAPI", "FetchWITSVID", Workload, program::WitsvidRequest, program::WitsvidResponse, keep),
     call!("SpiffeWorkloadAPI", "FetchWITBundles", Workload, program::WitBundlesRequest, program::WitBundlesResponse, keep),
+    secrets!("StreamSecrets", stream DiscoveryRequest, DiscoveryResponse, secrets_given),
+    secrets!("FetchSecrets", DiscoveryRequest, DiscoveryResponse, secrets_given),
+    secrets!("DeltaSecrets", stream DeltaDiscoveryRequest, DeltaDiscoveryResponse, keep),
 ];
 
 /// What is true of the answers to these requests; both are empty if the call was refused.
@@ -351,6 +364,8 @@ fn call<Q: Message + Default, A: Message + Default>(method: &'static str, sender
 /// A message that can be read is the caller's fault or nobody's; it never breaks the server.
 fn assert_blame(method: &str, sender: Sender, status: &Status) {
     let fault = match status.code() {
+        // SPIRE's code for an Envoy that asks for what it says it cannot use.
+        Code::Internal if method.ends_with("Secrets") => status.message() != "unable to use \"SPIFFE validator\" on Envoy below 1.17",
         Code::Internal | Code::Unknown | Code::DataLoss | Code::Cancelled | Code::DeadlineExceeded | Code::Unauthenticated => true,
         // The agent says that it cannot have a token for what the server refuses, and that no process has a number.
         Code::Unavailable => !matches!(sender, Sender::Workload | Sender::Operator),
@@ -616,6 +631,25 @@ fn x509_fetched(live: &Live, _: &[program::X509svidRequest], answers: &[program:
         let chain = Certificate::parse_concatenated(&svid.x509_svid).expect("certificates");
         let chain: Vec<Vec<u8>> = chain.iter().map(|c| c.der().to_vec()).collect();
         assert_eq!(svid.spiffe_id, spiffe_id("/program").as_str());
+        assert_proves(live, &chain, &spiffe_id("/program"));
+    }
+    Afterwards::Keep
+}
+
+/// What has a name was asked for by it, and a certificate proves the program's identity.
+fn secrets_given(live: &Live, requests: &[DiscoveryRequest], answers: &[DiscoveryResponse]) -> Afterwards {
+    for resource in answers.iter().flat_map(|a| &a.resources) {
+        let secret = Secret::decode(resource.value.as_slice()).expect("a secret");
+        let asks = |request: &DiscoveryRequest| {
+            request.resource_names.iter().all(String::is_empty) || request.resource_names.contains(&secret.name)
+        };
+        assert!(requests.iter().any(asks), "`{}` was not asked for", secret.name);
+        let Some(secret::Type::TlsCertificate(certificate)) = secret.r#type else { continue };
+        let Some(DataSource { specifier: Some(Specifier::InlineBytes(chain)) }) = certificate.certificate_chain else {
+            panic!("a certificate that is elsewhere")
+        };
+        let blocks = pem::read(std::str::from_utf8(&chain).expect("a text")).expect("PEM");
+        let chain: Vec<Vec<u8>> = blocks.into_iter().map(|(_, der)| der).collect();
         assert_proves(live, &chain, &spiffe_id("/program"));
     }
     Afterwards::Keep

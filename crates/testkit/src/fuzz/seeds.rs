@@ -17,7 +17,10 @@ use countersign_wire::node::{self, follow_request, issue_request};
 use countersign_wire::svid::{self, svid_client::SvidClient};
 use countersign_wire::trust_domain as federation_api;
 use countersign_wire::types::{self, SelectorMatch, selector_match::MatchBehavior};
-use countersign_wire::{agent_logger, bundle, bundle_api, delegated_identity, explained, id, journal, local_authority, logger, workload};
+use countersign_wire::{
+    agent_logger, bundle, bundle_api, delegated_identity, discovery, envoy_core, envoy_type, explained, google, id, journal,
+    local_authority, logger, workload,
+};
 use prost::Message;
 
 use super::identity::AUDIENCE;
@@ -519,6 +522,50 @@ fn programs(seeds: &mut Seeds, token: &str) {
     }
     let request = workload::ValidateJwtsvidRequest { audience: AUDIENCE.to_owned(), svid: token.to_owned() };
     seeds.message("SpiffeWorkloadAPI.ValidateJWTSVID", &request);
+    envoys(seeds);
+}
+
+fn envoys(seeds: &mut Seeds) {
+    let switched_off = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("true".to_owned())) };
+    let node = envoy_core::Node {
+        id: "envoy".to_owned(),
+        metadata: Some(prost_types::Struct { fields: [("disable_spiffe_cert_validation".to_owned(), switched_off)].into() }),
+        user_agent_version_type: Some(envoy_core::node::UserAgentVersionType::UserAgentBuildVersion(envoy_core::BuildVersion {
+            version: Some(envoy_type::SemanticVersion { major_number: 1, minor_number: 17, patch: 0 }),
+        })),
+        ..envoy_core::Node::default()
+    };
+    let of = |names: &[&str]| discovery::DiscoveryRequest {
+        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned(),
+        ..discovery::DiscoveryRequest::default()
+    };
+    let refusal = discovery::DiscoveryRequest {
+        version_info: "0".to_owned(),
+        response_nonce: "00000000".to_owned(),
+        error_detail: Some(google::rpc::Status { code: 13, message: "no".to_owned(), details: Vec::new() }),
+        ..of(&["ALL"])
+    };
+    let program = spiffe_id("/program").to_string();
+    let all = [&["default", "ROOTCA"][..], &[&program, "ALL"], &["spiffe://example.org"], &[], &["nobody's"]];
+    for names in all {
+        seeds.message("envoy.service.secret.v3.SecretDiscoveryService.FetchSecrets", &of(names));
+        seeds.stream("envoy.service.secret.v3.SecretDiscoveryService.StreamSecrets", &[of(names), refusal.clone(), of(&["default"])]);
+    }
+    let old = discovery::DiscoveryRequest { node: Some(node.clone()), ..of(&["ALL"]) };
+    seeds.message("envoy.service.secret.v3.SecretDiscoveryService.FetchSecrets", &old);
+    let delta = discovery::DeltaDiscoveryRequest {
+        node: Some(node),
+        resource_names_subscribe: vec!["default".to_owned(), "ROOTCA".to_owned()],
+        initial_resource_versions: [("default".to_owned(), "1".to_owned())].into(),
+        ..discovery::DeltaDiscoveryRequest::default()
+    };
+    let other = discovery::DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["ALL".to_owned()],
+        resource_names_unsubscribe: vec!["ROOTCA".to_owned()],
+        ..discovery::DeltaDiscoveryRequest::default()
+    };
+    seeds.stream("envoy.service.secret.v3.SecretDiscoveryService.DeltaSecrets", &[delta, other]);
 }
 
 /// The journal of the little that this trust domain issued.
