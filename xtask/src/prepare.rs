@@ -63,7 +63,8 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     }
     debian()?;
     node_is_new_enough()?;
-    let python = python_client(root)?;
+    let python = python_packages(root, "python")?.join("python");
+    let envoy = python_packages(root, "envoy")?.join("envoy");
     let go = go_client(root)?;
     let rust = rust_client(root)?;
     let java = java_client(root)?;
@@ -72,6 +73,7 @@ pub(crate) fn everything(root: &Path) -> Result<Prepared, Failure> {
     Ok(Prepared {
         environment: vec![
             ("COUNTERSIGN_TEST_PYTHON", python),
+            ("COUNTERSIGN_TEST_ENVOY", envoy),
             ("COUNTERSIGN_TEST_GO_CLIENT", go),
             ("COUNTERSIGN_TEST_RUST_CLIENT", rust),
             ("COUNTERSIGN_TEST_JAVA", java),
@@ -162,14 +164,16 @@ fn debian() -> Result<(), Failure> {
     run("apt-get", &arguments, &[])
 }
 
-/// A virtual environment with the SPIFFE client of PyPI, and what it needs, in the versions that its folder pins.
-fn python_client(root: &Path) -> Result<PathBuf, Failure> {
-    let requirements = root.join("crates/testkit/clients/python/requirements.txt");
-    let environment = root.join("target/clients/python");
-    let python = environment.join("bin/python");
+/// A virtual environment with packages of PyPI in the versions that a client's folder pins, and where its programs are: the
+/// SPIFFE client of Python with what it needs, or Envoy.
+fn python_packages(root: &Path, client: &str) -> Result<PathBuf, Failure> {
+    let requirements = root.join("crates/testkit/clients").join(client).join("requirements.txt");
+    let environment = root.join("target/clients").join(client);
+    let programs = environment.join("bin");
+    let python = programs.join("python");
     let (installed, wanted) = (environment.join("requirements.installed"), std::fs::read(&requirements)?);
     if std::fs::read(&installed).is_ok_and(|found| found == wanted) {
-        return Ok(python);
+        return Ok(programs);
     }
     run("python3", &["-m", "venv", "--clear", &environment.display().to_string()], &[])?;
     let file = requirements.display().to_string();
@@ -178,7 +182,7 @@ fn python_client(root: &Path) -> Result<PathBuf, Failure> {
     run(&python.display().to_string(), &install, &[])?;
     run(&python.display().to_string(), &["-m", "pip", "check", "--quiet", "--disable-pip-version-check"], &[])?;
     std::fs::write(installed, wanted)?;
-    Ok(python)
+    Ok(programs)
 }
 
 /// Asked in the client's folder, where a newer Go than the one installed may be chosen, or fetched.

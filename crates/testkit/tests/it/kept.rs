@@ -8,10 +8,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use countersign_identity::{Bundle, TrustDomain};
 use countersign_testkit::domain::{Domain, spiffe_id};
+use countersign_wire::bundle_api::BatchSetFederatedBundleRequest;
+use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::entry_api::entry_client::EntryClient;
 use countersign_wire::entry_api::{BatchDeleteEntryRequest, BatchUpdateEntryRequest};
-use countersign_wire::{id, types};
+use countersign_wire::{bundle, id, types};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -91,12 +94,30 @@ impl Kept {
     /// Has the SVIDs of an entry issued anew, by giving it another name behind those it has.
     pub fn renew(&mut self, entry: &types::Entry) {
         self.renewals += 1;
+        let name = format!("renewal-{}.test", self.renewals);
+        self.update(entry, |entry| entry.dns_names.push(name));
+    }
+
+    /// Changes an entry, and returns it as it is then.
+    pub fn update(&self, entry: &types::Entry, change: impl FnOnce(&mut types::Entry)) -> types::Entry {
         let mut entry = entry.clone();
-        entry.dns_names.push(format!("renewal-{}.test", self.renewals));
+        change(&mut entry);
         self.runtime.block_on(async {
             let mut client = EntryClient::new(self.domain.admin().await.unwrap());
-            let request = BatchUpdateEntryRequest { entries: vec![entry], ..Default::default() };
+            let request = BatchUpdateEntryRequest { entries: vec![entry.clone()], ..Default::default() };
             let results = client.batch_update_entry(request).await.unwrap().into_inner().results;
+            assert_eq!(results[0].status.as_ref().unwrap().code, 0, "{results:?}");
+        });
+        entry
+    }
+
+    /// Has these authorities, as PEM, vouch for another trust domain.
+    pub fn set_bundle(&self, trust_domain: &str, pem: &str) {
+        let bundle = Bundle::from_pem(TrustDomain::parse(trust_domain).unwrap(), pem).unwrap();
+        self.runtime.block_on(async {
+            let mut client = BundleClient::new(self.domain.admin().await.unwrap());
+            let request = BatchSetFederatedBundleRequest { bundle: vec![bundle::to_wire(&bundle)], output_mask: None };
+            let results = client.batch_set_federated_bundle(request).await.unwrap().into_inner().results;
             assert_eq!(results[0].status.as_ref().unwrap().code, 0, "{results:?}");
         });
     }

@@ -15,6 +15,7 @@ mod commands;
 mod corpora;
 mod crash;
 mod demo;
+mod envoy;
 mod explain;
 mod images;
 mod journey;

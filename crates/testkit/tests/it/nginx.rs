@@ -185,13 +185,13 @@ fn nginx_goes_on_while_the_agent_is_gone_at_renewal_and_gets_the_new_files_when_
 type Extension<'a> = (&'a [u64], Vec<u8>);
 
 /// An authority that signs whatever the test wants to see refused.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -202,7 +202,7 @@ impl Authority {
     }
 
     /// Files of a certificate that is an SVID but for what is given.
-    fn files(&self, directory: &Path, name: &str, params: &CertificateParams, extensions: &[Extension<'_>]) -> Files {
+    pub fn files(&self, directory: &Path, name: &str, params: &CertificateParams, extensions: &[Extension<'_>]) -> Files {
         let mut params = params.clone();
         for (identifier, content) in extensions {
             params.custom_extensions.push(CustomExtension::from_oid_content(identifier, content.clone()));
@@ -217,7 +217,8 @@ impl Authority {
     }
 }
 
-fn svid_names(uris: &[&str]) -> CertificateParams {
+/// A certificate with these names that may sign nothing.
+pub fn svid_names(uris: &[&str]) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.subject_alt_names = uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())).collect();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
