@@ -22,6 +22,7 @@ use crate::denials::Denials;
 use crate::jwt::Jwts;
 use crate::metrics::{Metrics, Reading};
 use crate::node::{Node, NodeError, NodeSvid};
+use crate::ratelimit::RateLimits;
 use crate::rotate::{Issuer, Rotator};
 use crate::state::{Files, StateError};
 use crate::sync::{Stop, Sync};
@@ -203,6 +204,7 @@ pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, ve
         jwts,
         sync: Arc::clone(&sync),
         attestors,
+        limits: RateLimits::new(config.limits, Arc::clone(&clock), Arc::clone(&metrics)),
         clock,
         metrics: Arc::clone(&metrics),
         denials: Denials::default(),

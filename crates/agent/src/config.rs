@@ -22,6 +22,7 @@ use countersign_transport::unix;
 use zeroize::Zeroizing;
 
 use crate::other_workload_api::OtherWorkloadApi;
+use crate::ratelimit;
 use crate::trust_source::TrustSource;
 
 pub(crate) use sds::Sds;
@@ -101,6 +102,7 @@ pub struct Config {
     pub(crate) sds: Option<Sds>,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
+    pub(crate) limits: ratelimit::Settings,
     pub(crate) x509_svid_cache_max_size: usize,
     pub(crate) jwt_svid_cache_max_size: usize,
 }
@@ -177,6 +179,7 @@ impl Config {
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
             prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
             sync_interval: experimental.sync_interval,
+            limits: experimental.limits,
             warnings,
             fingerprint,
             key_manager,

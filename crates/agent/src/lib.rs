@@ -2,7 +2,7 @@
 //!
 //! Rooms: `node` (the agent's own identity; `other_workload_api` where that comes from another agent), `trust` (when an
 //! operator's bundle replaces the cached one; `trust_source`, where that is), `sync` (the one place that speaks to the server), `cache` (what is known and
-//! held; `jwt` for tokens), `rotate` (when what is renewed), `attest` (who calls), `api` (what workloads and operators ask), `explain` (why a
+//! held; `jwt` for tokens), `rotate` (when what is renewed), `attest` (who calls, and `ratelimit`, how often), `api` (what workloads and operators ask), `explain` (why a
 //! process gets what it gets; `standing` and `denials` remember for it). It serves what it has: a call never waits for the
 //! server while a valid answer is in hand. Workload keys never touch a disk. It knows nothing of the server's code.
 
@@ -17,6 +17,7 @@ mod jwt;
 mod metrics;
 mod node;
 mod other_workload_api;
+mod ratelimit;
 mod rotate;
 mod standing;
 mod state;

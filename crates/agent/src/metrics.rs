@@ -12,6 +12,11 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabel {
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabel {
     method: &'static str,
     status: &'static str,
@@ -21,6 +26,7 @@ struct CallLabel {
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     calls: Family<CallLabel, Counter>,
+    rate_limit_exceeded: Family<MethodLabel, Counter>,
     issued: Family<KindLabel, Counter>,
     failed: Family<KindLabel, Counter>,
     expires_in: Family<KindLabel, Gauge<i64>>,
@@ -49,6 +55,10 @@ impl Metrics {
         self.calls.get_or_create(&CallLabel { method, status }).inc();
     }
 
+    pub(crate) fn rate_limit_exceeded(&self, method: &'static str) {
+        self.rate_limit_exceeded.get_or_create(&MethodLabel { method }).inc();
+    }
+
     pub(crate) fn issued(&self, kind: &'static str) {
         self.issued.get_or_create(&KindLabel { kind }).inc();
     }
@@ -71,6 +81,11 @@ impl Metrics {
         self.streams.set(count(reading.streams));
         let mut registry = Registry::with_prefix("countersign_agent");
         registry.register("workload_api", "Workload API calls by method and outcome", self.calls.clone());
+        registry.register(
+            "rate_limit_exceeded",
+            "Calls of workloads beyond the limits of `ratelimit`, by method",
+            self.rate_limit_exceeded.clone(),
+        );
         registry.register("issued", "Credentials fetched for workloads by kind", self.issued.clone());
         registry.register("issue_failed", "Credentials that could not be fetched by kind", self.failed.clone());
         registry.register(

@@ -4,6 +4,7 @@
 //! never decide what a caller may do, and never accept a name that did not come from verified bytes. Called by `server`,
 //! `agent` and `cli`.
 
+pub mod buckets;
 pub mod client;
 pub mod clock;
 pub mod experimental;

@@ -33,6 +33,7 @@ use crate::config::Sds;
 use crate::denials::Denials;
 use crate::jwt::Jwts;
 use crate::metrics::Metrics;
+use crate::ratelimit::RateLimits;
 use crate::rotate::Rotator;
 use crate::sync::Sync;
 
@@ -46,6 +47,7 @@ pub(crate) struct Context {
     pub(crate) attestors: Attestors,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: RateLimits,
     pub(crate) denials: Denials,
     pub(crate) last_reload: LastReload,
     pub(crate) allow_unauthenticated_verifiers: bool,

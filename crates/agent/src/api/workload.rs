@@ -24,6 +24,7 @@ use crate::attest::Caller;
 use crate::cache::{Identity, Subscription};
 use crate::denials::Denied;
 use crate::jwt::Kept;
+use crate::ratelimit::Method;
 
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -45,6 +46,7 @@ impl SpiffeWorkloadApi for Api {
         tracing::trace!(hop = "takes the call");
         let deadline = deadline(&request);
         let caller = self.attest(&request, SERVICE, "FetchX509SVID").await?;
+        self.limits.pass(Method::FetchX509Svid, &caller)?;
         Ok(Response::new(self.stream(caller, deadline, Kind::X509Svids, x509_svids)))
     }
 
@@ -56,6 +58,7 @@ impl SpiffeWorkloadApi for Api {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let deadline = deadline(&request);
         let caller = self.attest(&request, SERVICE, "FetchX509Bundles").await?;
+        self.limits.pass(Method::FetchX509Bundles, &caller)?;
         Ok(Response::new(self.stream(caller, deadline, Kind::X509Bundles, x509_bundles)))
     }
 
@@ -68,6 +71,7 @@ impl SpiffeWorkloadApi for Api {
             text => Some(SpiffeId::parse(text).map_err(|e| Status::invalid_argument(format!("invalid requested SPIFFE ID: {e}")))?),
         };
         let caller = self.attest(&request, SERVICE, "FetchJWTSVID").await?;
+        self.limits.pass(Method::FetchJwtSvid, &caller)?;
         let mut identities = self.identities_of_caller(&caller, deadline).await?;
         identities.retain(|i| wanted.as_ref().is_none_or(|w| *w == i.entry.spiffe_id));
         if identities.is_empty() {
@@ -92,6 +96,7 @@ impl SpiffeWorkloadApi for Api {
     async fn fetch_jwt_bundles(&self, request: Request<wire::JwtBundlesRequest>) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         let deadline = deadline(&request);
         let caller = self.attest(&request, SERVICE, "FetchJWTBundles").await?;
+        self.limits.pass(Method::FetchJwtBundles, &caller)?;
         Ok(Response::new(self.stream(caller, deadline, Kind::JwtBundles, jwt_bundles)))
     }
 

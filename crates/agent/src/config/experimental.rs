@@ -5,22 +5,22 @@ use std::time::Duration;
 use countersign_config::{ConfigError, Section};
 use countersign_transport::experimental;
 
+use crate::ratelimit::{self, Method};
+
 /// How often entries are asked for where the server cannot push them, as in SPIRE.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds of SPIRE's for the time that a renewal of a token may take while a valid one is in hand.
 const CACHE_HIT_TIMEOUT: std::ops::Range<Duration> = Duration::from_secs(5)..Duration::from_secs(30);
-/// Limits of calls by selector set, off unless they are set.
-const LIMITS: [&str; 6] =
-    ["fetch_x509_svid", "fetch_jwt_svid", "fetch_x509_bundles", "fetch_jwt_bundles", "stream_secrets", "fetch_secrets"];
 
 /// What of the block the agent goes by.
 pub(super) struct Experimental {
     pub(super) sync_interval: Duration,
+    pub(super) limits: ratelimit::Settings,
 }
 
 impl Default for Experimental {
     fn default() -> Self {
-        Self { sync_interval: SYNC_INTERVAL }
+        Self { sync_interval: SYNC_INTERVAL, limits: ratelimit::Settings::default() }
     }
 }
 
@@ -53,19 +53,20 @@ pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<Exp
                 .to_owned(),
         );
     }
-    if let Some(mut limits) = block.section("ratelimit")? {
-        for key in LIMITS {
-            match limits.integer(key)? {
-                Some(limit) if limit.value < 0 => return Err(limit.error("must not be negative")),
-                Some(limit) if limit.value > 0 => {
-                    return Err(limit.error("is recognised but not supported yet").hint("leave it out, or set it to 0, which is off"));
-                }
-                _ => {}
-            }
-        }
-        limits.finish()?;
-    }
+    let limits = block.section("ratelimit")?.map(read_limits).transpose()?.unwrap_or_default();
     experimental::read_shared(&mut block)?;
     block.finish()?;
-    Ok(Experimental { sync_interval })
+    Ok(Experimental { sync_interval, limits })
+}
+
+/// Calls a second of workloads with the same selectors; 0 is no limit.
+fn read_limits(mut block: Section) -> Result<ratelimit::Settings, ConfigError> {
+    let mut limits = ratelimit::Settings::default();
+    for method in Method::ALL {
+        let Some(limit) = block.integer(method.setting())? else { continue };
+        let per_second = u64::try_from(limit.value).map_err(|_| limit.error("must not be negative"))?;
+        limits.set(method, per_second);
+    }
+    block.finish()?;
+    Ok(limits)
 }

@@ -293,13 +293,6 @@ fn experimental_settings_that_cannot_be_honoured_are_refused_with_what_to_do() {
     );
     refused(
         "fetch_secrets   = \"0\"",
-        "fetch_secrets   = \"5\"",
-        &expect![[r#"
-        agent.conf:19: `agent.experimental.ratelimit.fetch_secrets`: is recognised but not supported yet
-        hint: leave it out, or set it to 0, which is off"#]],
-    );
-    refused(
-        "fetch_secrets   = \"0\"",
         "fetch_secrets   = -1",
         &expect!["agent.conf:19: `agent.experimental.ratelimit.fetch_secrets`: must not be negative"],
     );

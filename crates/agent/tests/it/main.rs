@@ -30,6 +30,7 @@ mod line;
 mod operators;
 mod puppet;
 mod push;
+mod ratelimit;
 mod refusals;
 mod requirements;
 mod restart;

@@ -160,3 +160,20 @@ fn the_block_sds_is_read_whether_its_service_is_there_or_not() {
     assert_eq!(warnings("default_bundle_name = \"ALL\""), 1);
     assert_eq!(warnings("default_svid_name = \"ROOTCA\""), 0);
 }
+
+#[test]
+fn limits_of_every_method_are_read_and_negative_ones_refused() {
+    let limit = |line: &str| good(&format!("experimental {{\n ratelimit {{\n {line}\n }}\n }}"));
+    let methods = ["fetch_x509_svid", "fetch_jwt_svid", "fetch_x509_bundles", "fetch_jwt_bundles", "stream_secrets", "fetch_secrets"];
+    for method in methods {
+        for value in ["0", "1", "\"500\"", "9223372036854775807"] {
+            read(&limit(&format!("{method} = {value}"))).unwrap_or_else(|e| panic!("{method} = {value}: {e}"));
+        }
+        let refusal = read(&limit(&format!("{method} = -1"))).unwrap_err();
+        assert_eq!(refusal, format!("agent.conf:8: `agent.experimental.ratelimit.{method}`: must not be negative"));
+    }
+    refused(
+        &limit("fetch_x509_svid = 1.5"),
+        &expect!["agent.conf:8: `agent.experimental.ratelimit.fetch_x509_svid` is `1.5`, expected a whole number"],
+    );
+}

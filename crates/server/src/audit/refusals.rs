@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use countersign_store::Actor;
+use countersign_transport::buckets::Rate;
 
-use crate::ratelimit::{Rate, Samples};
+use crate::ratelimit::Samples;
 
 /// A hundred at once, which is more than any mistake of an operator brings about, and six a minute after that: a caller that
 /// asks for ever writes some megabytes a day.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use countersign_store::Actor;
+use countersign_transport::buckets::Rate;
 use countersign_transport::clock::SharedClock;
 
-use super::bucket::Rate;
 use super::sample::Samples;
 
 /// Twenty at once and twenty a minute: enough to see at night what goes on, too few to fill a disk.

@@ -3,7 +3,6 @@
 //!
 //! The number of those who wait is bounded. Local callers are exempt.
 
-mod bucket;
 mod lines;
 mod sample;
 
@@ -15,15 +14,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::SpiffeId;
+use countersign_transport::buckets::{Buckets, Rate};
 use countersign_transport::clock::SharedClock;
 use countersign_transport::prefix::Prefix;
 use tonic::metadata::MetadataMap;
 
-use bucket::Buckets;
-pub(crate) use bucket::{PATIENCE_MAX, Rate};
 pub(crate) use lines::{About, Lines};
 pub(crate) use sample::Samples;
 
+/// Longest anybody is made to wait for tokens. Agents give up after 30 seconds, so that an answer after this much of it
+/// still reaches them.
+pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(20);
+/// Buckets of one kind: more than the 100,000 agents we design for.
+const KEYS_MAX: usize = 131_072;
 /// Signatures in one request, and in a full bucket of an agent.
 pub(crate) const SIGNING_BURST: u32 = 500;
 /// One attestation a second from each address.
@@ -182,7 +185,7 @@ struct State<K> {
 
 impl<K: Hash + Eq + Clone> Limiter<K> {
     fn new(rate: Rate, clock: SharedClock) -> Self {
-        Self { state: Mutex::new(State { buckets: Buckets::new(rate), waiting: HashMap::new(), waiting_in_all: 0 }), clock }
+        Self { state: Mutex::new(State { buckets: Buckets::new(rate, KEYS_MAX), waiting: HashMap::new(), waiting_in_all: 0 }), clock }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {

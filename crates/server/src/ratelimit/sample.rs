@@ -6,7 +6,9 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bucket::{Buckets, Rate};
+use countersign_transport::buckets::{Buckets, Rate};
+
+use super::KEYS_MAX;
 
 /// Callers counted one by one between two reports; what more of them cause is counted together.
 const CALLERS_MAX: usize = 4096;
@@ -23,7 +25,7 @@ struct State<K> {
 
 impl<K: Hash + Eq + Clone> Samples<K> {
     pub(crate) fn new(rate: Rate) -> Self {
-        Self { state: Mutex::new(State { buckets: Buckets::new(rate), left_out: HashMap::new() }) }
+        Self { state: Mutex::new(State { buckets: Buckets::new(rate, KEYS_MAX), left_out: HashMap::new() }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {

@@ -5,12 +5,6 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
-/// Longest anybody is made to wait for tokens. Agents give up after 30 seconds, so that an answer after this much of it
-/// still reaches them.
-pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(20);
-/// Buckets of one kind, each some hundred bytes: more than the 100,000 agents we design for. Those who find no place share one
-/// bucket.
-const KEYS_MAX: usize = 131_072;
 /// Buckets that are full again are dropped this often: they are the same as none.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The same when there is no place left: often enough to make room, too seldom to cost anything.
@@ -18,16 +12,16 @@ const SWEEP_INTERVAL_FULL: Duration = Duration::from_secs(1);
 
 /// What a bucket holds, and how it fills.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate {
+pub struct Rate {
     /// Tokens in a full bucket.
-    pub(crate) burst: u32,
+    pub burst: u32,
     /// A token is added this often.
-    pub(crate) every: Duration,
+    pub every: Duration,
 }
 
 /// Buckets by caller. A bucket is one point in time, the moment when it will be full again; one that is not there is full.
 #[derive(Debug)]
-pub(crate) struct Buckets<K> {
+pub struct Buckets<K> {
     rate: Rate,
     keys_max: usize,
     full_at: HashMap<Option<K>, Duration>,
@@ -36,20 +30,21 @@ pub(crate) struct Buckets<K> {
 
 /// Tokens that were taken.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Taken<K> {
+pub struct Taken<K> {
     /// Whose bucket it was; `None` is the one of all who found no place.
-    pub(crate) from: Option<K>,
+    pub from: Option<K>,
     /// When they are there. They are taken already, so that whoever comes later waits longer.
-    pub(crate) wait: Duration,
+    pub wait: Duration,
 }
 
 impl<K: Hash + Eq + Clone> Buckets<K> {
-    pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, keys_max: KEYS_MAX, full_at: HashMap::new(), swept_at: Duration::ZERO }
+    /// At most so many buckets, each some hundred bytes. Those who find no place share one.
+    pub fn new(rate: Rate, keys_max: usize) -> Self {
+        Self { rate, keys_max, full_at: HashMap::new(), swept_at: Duration::ZERO }
     }
 
     /// Takes tokens, if they are there within this time. More than a full bucket holds are there once the rest has come.
-    pub(crate) fn take(&mut self, key: &K, count: u32, patience: Duration, now: Duration) -> Option<Taken<K>> {
+    pub fn take(&mut self, key: &K, count: u32, patience: Duration, now: Duration) -> Option<Taken<K>> {
         let from = self.place(key, now);
         let capacity = self.rate.every * self.rate.burst;
         let mut missing = self.full_at.get(&from).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
@@ -63,7 +58,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     /// Gives back what was taken by somebody who did not wait for it.
-    pub(crate) fn give_back(&mut self, from: &Option<K>, count: u32) {
+    pub fn give_back(&mut self, from: &Option<K>, count: u32) {
         if let Some(full_at) = self.full_at.get_mut(from) {
             *full_at = full_at.saturating_sub(self.rate.every * count);
         }
@@ -87,9 +82,11 @@ mod tests {
 
     const START: Duration = Duration::from_secs(1000);
     const SECOND: Duration = Duration::from_secs(1);
+    const PATIENCE_MAX: Duration = Duration::from_secs(20);
+    const KEYS_MAX: usize = 10;
 
     fn buckets(burst: u32, every: Duration) -> Buckets<u32> {
-        Buckets::new(Rate { burst, every })
+        Buckets::new(Rate { burst, every }, KEYS_MAX)
     }
 
     fn wait(buckets: &mut Buckets<u32>, key: u32, count: u32, now: Duration) -> Option<Duration> {
@@ -125,7 +122,6 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_full_buckets_go() {
         let mut buckets = buckets(1, SECOND);
-        buckets.keys_max = 10;
         for key in 0..10 {
             assert_eq!(wait(&mut buckets, key, 1, START), Some(Duration::ZERO));
         }
