@@ -152,6 +152,7 @@ impl Running {
 /// Says what stopped the start and what to do about it.
 pub async fn start(config: &Config, clock: SharedClock, random: SharedRandom, version: &str) -> Result<Running, AgentError> {
     tracing::info!(data_dir = %config.data_dir.display(), version, "Starting agent");
+    config.key_exchange.log();
     let files = Files::new(&config.data_dir)?;
     let lock = lock_data_dir(config)?;
     unix::check_path(&config.socket_path)?;

@@ -17,6 +17,7 @@ use countersign_plugins::node::{self, AgentHalf, join_token};
 use countersign_plugins::workload::{self, WorkloadAttestor};
 use countersign_plugins::{Configured, configured, later};
 use countersign_transport::experimental::read_profiling;
+use countersign_transport::key_exchange::KeyExchange;
 use countersign_transport::observe::{FixedLevel, HealthChecks, LogLevels, Logging, Prometheus};
 use countersign_transport::unix;
 use zeroize::Zeroizing;
@@ -102,6 +103,7 @@ pub struct Config {
     pub(crate) sds: Option<Sds>,
     pub(crate) allow_unauthenticated_verifiers: bool,
     pub(crate) allowed_foreign_jwt_claims: Vec<String>,
+    pub(crate) key_exchange: KeyExchange,
     pub(crate) limits: ratelimit::Settings,
     pub(crate) x509_svid_cache_max_size: usize,
     pub(crate) jwt_svid_cache_max_size: usize,
@@ -179,6 +181,7 @@ impl Config {
             health_checks: health.map(HealthChecks::read).transpose()?.flatten(),
             prometheus: telemetry.map(Prometheus::read).transpose()?.flatten(),
             sync_interval: experimental.sync_interval,
+            key_exchange: experimental.key_exchange,
             limits: experimental.limits,
             warnings,
             fingerprint,

@@ -13,6 +13,7 @@ use countersign_plugins::keys::{KeyManager, KeyManagerError, KeyPair};
 use countersign_plugins::node::{AgentHalf, Answers, AttestError, Blame};
 use countersign_transport::client::ConnectError;
 use countersign_transport::clock::SharedClock;
+use countersign_transport::key_exchange::KeyExchange;
 use countersign_transport::random::SharedRandom;
 use countersign_transport::tls::SharedBundles;
 use countersign_wire::agent::agent_client::AgentClient;
@@ -104,6 +105,7 @@ pub(crate) struct Node {
     /// How often a server that pushes nothing is asked.
     pub(crate) sync_interval: Duration,
     bootstrap: Bootstrap,
+    key_exchange: KeyExchange,
     availability_target: Option<Duration>,
     attestor: ArcSwap<Arc<dyn AgentHalf>>,
     keys: Arc<dyn KeyManager>,
@@ -143,6 +145,7 @@ impl Node {
             server: (config.server_address.clone(), config.server_port),
             sync_interval: config.sync_interval,
             bootstrap: config.bootstrap.clone(),
+            key_exchange: config.key_exchange,
             availability_target: config.availability_target,
             attestor: ArcSwap::from_pointee(Arc::clone(&config.node_attestor)),
             keys: Arc::clone(&config.key_manager),

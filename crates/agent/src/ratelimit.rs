@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use countersign_transport::buckets::{Buckets, Rate};
 use countersign_transport::clock::SharedClock;
+use countersign_transport::observe::Seldom;
 use tonic::Status;
 
 use crate::attest::Caller;
@@ -92,16 +93,14 @@ pub(crate) struct RateLimits {
 struct Limit {
     per_second: u32,
     buckets: Buckets<u64>,
-    logged_at: Option<Duration>,
-    /// Refusals that have no line in the log.
-    left_out: u64,
+    line: Seldom,
 }
 
 impl RateLimits {
     pub(crate) fn new(settings: Settings, clock: SharedClock, metrics: Arc<Metrics>) -> Self {
         let limit = |per_second: u32| {
             let rate = Rate { burst: per_second, every: Duration::from_secs(1).checked_div(per_second)? };
-            Some(Mutex::new(Limit { per_second, buckets: Buckets::new(rate, SETS_MAX), logged_at: None, left_out: 0 }))
+            Some(Mutex::new(Limit { per_second, buckets: Buckets::new(rate, SETS_MAX), line: Seldom::new(LOG_INTERVAL) }))
         };
         for (method, limit) in Method::ALL.into_iter().zip(settings.0).filter(|(_, limit)| *limit > 0) {
             tracing::info!(method = method.path(), limit, "Workload API/SDS rate limiting enabled");
@@ -119,14 +118,9 @@ impl RateLimits {
             return Ok(());
         }
         self.metrics.rate_limit_exceeded(method.path());
-        if limit.logged_at.is_none_or(|at| now.saturating_sub(at) >= LOG_INTERVAL) {
-            let (pid, uid) = (caller.peer.pid, caller.peer.uid);
-            let (per_second, left_out) = (limit.per_second, std::mem::take(&mut limit.left_out));
-            let setting = method.setting();
-            tracing::warn!(method = method.path(), pid, uid, setting, limit = per_second, left_out, "Rate limit exceeded");
-            limit.logged_at = Some(now);
-        } else {
-            limit.left_out += 1;
+        if let Some(left_out) = limit.line.turn(now) {
+            let (pid, uid, setting) = (caller.peer.pid, caller.peer.uid, method.setting());
+            tracing::warn!(method = method.path(), pid, uid, setting, limit = limit.per_second, left_out, "Rate limit exceeded");
         }
         Err(Status::unavailable(format!("rate limit exceeded for {}", method.path())))
     }

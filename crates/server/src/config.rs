@@ -18,6 +18,7 @@ use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
 use countersign_plugins::{Configured, configured, later};
 use countersign_transport::experimental::read_profiling;
+use countersign_transport::key_exchange::KeyExchange;
 use countersign_transport::limits::CONNECTION_AGE_MAX;
 use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
 use countersign_transport::proxy::Cidr;
@@ -69,6 +70,7 @@ pub struct Config {
     pub fingerprint: Fingerprint,
     pub(crate) admin_ids: Vec<SpiffeId>,
     pub(crate) agent_spiffe_id_as_selector: bool,
+    pub(crate) key_exchange: KeyExchange,
     pub(crate) agent_ttl: Duration,
     pub(crate) audit_log_enabled: bool,
     pub(crate) ca_key_type: KeyType,
@@ -207,6 +209,7 @@ impl Config {
                 .collect::<Result<_, _>>()?,
             fingerprint,
             agent_spiffe_id_as_selector: experimental.agent_spiffe_id_as_selector,
+            key_exchange: experimental.key_exchange,
             agent_ttl,
             ca_key_type,
             ca_ttl,

@@ -250,8 +250,9 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     let bundles = follow_bundles(&store, &mut tasks);
     let counters = Arc::new(tcp::Counters::default());
     let admit = admit(config);
-    let tls_config =
-        tls::server_config(own.presented(), bundles, admit, Arc::clone(&clock)).map_err(|e| ServerError::Tls(e.to_string()))?;
+    config.key_exchange.log();
+    let tls_config = tls::server_config_with(config.key_exchange, own.presented(), bundles, admit, Arc::clone(&clock))
+        .map_err(|e| ServerError::Tls(e.to_string()))?;
     tasks.spawn(Arc::clone(&hub).run(store.clone()));
     tasks.spawn(Arc::clone(&authorities).run());
     tasks.spawn(Arc::clone(&own).run(Arc::clone(&authorities), Arc::clone(&clock)));

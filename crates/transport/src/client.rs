@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::key_exchange::KeyExchange;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
 };
@@ -45,9 +46,11 @@ pub async fn tls(host: &str, port: u16, config: Arc<ClientConfig>) -> Result<Cha
             stream.set_nodelay(true)?;
             // Names mean nothing here: the verifier checks the SPIFFE ID.
             let name = ServerName::try_from("countersign.invalid").map_err(std::io::Error::other)?;
+            let key_exchange = KeyExchange::of(config.crypto_provider());
             let stream = tokio::time::timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name, stream))
                 .await
-                .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "no TLS answer"))??;
+                .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "no TLS answer"))?
+                .map_err(|error| key_exchange.blame(&error).unwrap_or(error))?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         }
     });

@@ -2,6 +2,8 @@
 
 use countersign_config::{ConfigError, Section};
 
+use crate::key_exchange::KeyExchange;
+
 /// SPIRE's own switch for its tests, which does nothing there either.
 const TEST_FLAG: &str = "i_am_a_test_flag";
 /// The warning about anything in the block, in SPIRE's words.
@@ -11,17 +13,14 @@ pub const WARNING: &str = "Experimental features have been enabled. Please see d
 ///
 /// # Errors
 /// A wrong setting, or one that cannot be honoured.
-pub fn read_shared(block: &mut Section) -> Result<(), ConfigError> {
+pub fn read_shared(block: &mut Section) -> Result<KeyExchange, ConfigError> {
     for (key, instead) in [("named_pipe_name", "socket_path"), ("admin_named_pipe_name", "admin_socket_path")] {
         if let Some(name) = block.string(key)?.filter(|name| !name.value.is_empty()) {
             return Err(name.error(format!("{key} is not supported in this platform; please use {instead} instead")));
         }
     }
-    if let Some(required) = block.boolean("require_pq_kem")?.filter(|required| required.value) {
-        return Err(required.error("is recognised but not supported yet").hint(
-            "leave it out: X25519MLKEM768 is used with every peer that knows it, which agents and servers of ours and recent ones of SPIRE's do",
-        ));
-    }
+    let is_required = block.boolean("require_pq_kem")?.is_some_and(|required| required.value);
+    let key_exchange = if is_required { KeyExchange::PostQuantum } else { KeyExchange::Any };
     let flags = block.strings("feature_flags")?;
     if let Some(wit) = flags.iter().find(|flag| flag.value == "wit-svid") {
         return Err(wit.error("WIT-SVIDs are not supported yet").hint("leave the flag out"));
@@ -29,7 +28,7 @@ pub fn read_shared(block: &mut Section) -> Result<(), ConfigError> {
     let unknown: Vec<&str> = flags.iter().map(|flag| flag.value.as_str()).filter(|flag| *flag != TEST_FLAG).collect();
     match flags.first() {
         Some(first) if !unknown.is_empty() => Err(first.error(format!("unknown feature flag(s): [{}]", unknown.join(" ")))),
-        _ => Ok(()),
+        _ => Ok(key_exchange),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod experimental;
 pub mod files;
 mod gather;
 pub mod https;
+pub mod key_exchange;
 pub mod limits;
 pub mod mutual;
 pub mod observe;

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -29,6 +30,33 @@ pub struct Logging {
     pub file: Option<PathBuf>,
     /// Adds file and line.
     pub source_location: bool,
+}
+
+/// A line of the log that somebody else can cause as often as it likes: now and then one is written, and the others are
+/// counted.
+#[derive(Debug)]
+pub struct Seldom {
+    interval: Duration,
+    /// When the last was written, and how many were not since.
+    last: Mutex<(Option<Duration>, u64)>,
+}
+
+impl Seldom {
+    /// One line in each interval.
+    pub fn new(interval: Duration) -> Self {
+        Self { interval, last: Mutex::default() }
+    }
+
+    /// Whether one more is written, and how many were not since the last one; `now` is steady time.
+    pub fn turn(&self, now: Duration) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0.is_some_and(|at| now.saturating_sub(at) < self.interval) {
+            last.1 += 1;
+            return None;
+        }
+        last.0 = Some(now);
+        Some(std::mem::take(&mut last.1))
+    }
 }
 
 /// Reads and sets the log level of the process.

@@ -21,13 +21,20 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::gather::Gathered;
+use crate::key_exchange::KeyExchange;
 use crate::limits::{
     ANONYMOUS_AGE_MAX, ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX, CONNECTIONS_PER_IDENTITY_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT,
     HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, TCP_CONNECTIONS_MAX,
 };
+use crate::observe::Seldom;
 use crate::prefix::Prefix;
 use crate::proxy::{self, HeaderError, Proxies};
+
+/// Peers that the operator's settings refuse have a line in the log this often, and the others are counted: anybody can be
+/// refused as often as it likes.
+const LOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What is known about a TLS peer. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -121,12 +128,15 @@ pub fn incoming(
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
+        let key_exchange = KeyExchange::of(config.crypto_provider());
         let door = Arc::new(Door {
             acceptor: TlsAcceptor::from(config),
             proxies,
             handshakes: Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX),
             anonymous: Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX),
             known: Places::new(TCP_CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX),
+            key_exchange,
+            refused_key_exchange: Seldom::new(LOG_INTERVAL),
         });
         loop {
             let accepted = tokio::select! {
@@ -168,7 +178,7 @@ pub fn incoming(
                     }
                     Ok(Err(Refused::Tls { address, error })) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
-                        tracing::debug!(%address, %error, "TLS handshake failed");
+                        door.tell(address, &error);
                     }
                     Err(_) => {
                         counters.handshakes_failed.fetch_add(1, Relaxed);
@@ -188,6 +198,8 @@ struct Door {
     handshakes: Arc<Places<Prefix>>,
     anonymous: Arc<Places<Prefix>>,
     known: Arc<Places<SpiffeId>>,
+    key_exchange: KeyExchange,
+    refused_key_exchange: Seldom,
 }
 
 /// Why a connection is not served.
@@ -198,6 +210,18 @@ enum Refused {
 }
 
 impl Door {
+    /// Says that a handshake failed. That the operator's own setting refuses somebody is worth a line that is seen.
+    fn tell(&self, address: SocketAddr, error: &io::Error) {
+        let blamed = self.key_exchange.blame(error);
+        match blamed.as_ref().and_then(|_| self.refused_key_exchange.turn(SystemClock.steady())) {
+            Some(left_out) => {
+                let error = blamed.as_ref().unwrap_or(error);
+                tracing::warn!(%address, %error, left_out, "Refused a TLS connection without post-quantum key exchange");
+            }
+            None => tracing::debug!(%address, %error, "TLS handshake failed"),
+        }
+    }
+
     async fn shake(
         &self,
         mut stream: TcpStream,

@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 
 use crate::clock::SharedClock;
+use crate::key_exchange::KeyExchange;
 
 /// Which SPIFFE IDs may be at the other end. Whether one may do anything is decided call by call.
 pub type Admit = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
@@ -33,9 +34,7 @@ pub struct IdentityError(String);
 
 /// The process's crypto provider.
 pub fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: std::sync::LazyLock<Arc<CryptoProvider>> =
-        std::sync::LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    Arc::clone(&PROVIDER)
+    KeyExchange::Any.provider()
 }
 
 /// An identity to present: chain, leaf first, and its key as PKCS#8.
@@ -53,9 +52,23 @@ pub fn identity(chain: &[Vec<u8>], pkcs8: &[u8]) -> Result<Arc<CertifiedKey>, Id
 /// # Errors
 /// The provider lacks a protocol version.
 pub fn server_config(identity: SharedIdentity, bundles: SharedBundles, admit: Admit, clock: SharedClock) -> Result<ServerConfig, Error> {
+    server_config_with(KeyExchange::Any, identity, bundles, admit, clock)
+}
+
+/// As [`server_config`], for clients that know such a key exchange.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn server_config_with(
+    key_exchange: KeyExchange,
+    identity: SharedIdentity,
+    bundles: SharedBundles,
+    admit: Admit,
+    clock: SharedClock,
+) -> Result<ServerConfig, Error> {
     let verifier = Arc::new(Verifier::new(bundles, admit, clock));
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+    let mut config = ServerConfig::builder_with_provider(key_exchange.provider())
+        .with_protocol_versions(key_exchange.versions())?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(Presented(identity)));
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -75,8 +88,22 @@ pub fn client_config(
     admit: Admit,
     clock: SharedClock,
 ) -> Result<ClientConfig, Error> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+    client_config_with(KeyExchange::Any, identity, bundles, admit, clock)
+}
+
+/// As [`client_config`], for servers that know such a key exchange.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn client_config_with(
+    key_exchange: KeyExchange,
+    identity: Option<Arc<CertifiedKey>>,
+    bundles: SharedBundles,
+    admit: Admit,
+    clock: SharedClock,
+) -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_provider(key_exchange.provider())
+        .with_protocol_versions(key_exchange.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Verifier::new(bundles, admit, clock)));
     let mut config = match identity {
@@ -93,9 +120,9 @@ pub fn client_config(
 ///
 /// # Errors
 /// The provider lacks a protocol version.
-pub fn insecure_client_config(admit: Admit) -> Result<ClientConfig, Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+pub fn insecure_client_config(key_exchange: KeyExchange, admit: Admit) -> Result<ClientConfig, Error> {
+    let mut config = ClientConfig::builder_with_provider(key_exchange.provider())
+        .with_protocol_versions(key_exchange.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(LooksRight { admit, algorithms: provider().signature_verification_algorithms }))
         .with_no_client_auth();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use countersign_config::{ConfigError, Section};
 use countersign_transport::experimental;
+use countersign_transport::key_exchange::KeyExchange;
 
 use crate::ratelimit::{self, Method};
 
@@ -16,11 +17,12 @@ const CACHE_HIT_TIMEOUT: std::ops::Range<Duration> = Duration::from_secs(5)..Dur
 pub(super) struct Experimental {
     pub(super) sync_interval: Duration,
     pub(super) limits: ratelimit::Settings,
+    pub(super) key_exchange: KeyExchange,
 }
 
 impl Default for Experimental {
     fn default() -> Self {
-        Self { sync_interval: SYNC_INTERVAL, limits: ratelimit::Settings::default() }
+        Self { sync_interval: SYNC_INTERVAL, limits: ratelimit::Settings::default(), key_exchange: KeyExchange::Any }
     }
 }
 
@@ -54,9 +56,9 @@ pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<Exp
         );
     }
     let limits = block.section("ratelimit")?.map(read_limits).transpose()?.unwrap_or_default();
-    experimental::read_shared(&mut block)?;
+    let key_exchange = experimental::read_shared(&mut block)?;
     block.finish()?;
-    Ok(Experimental { sync_interval, limits })
+    Ok(Experimental { sync_interval, limits, key_exchange })
 }
 
 /// Calls a second of workloads with the same selectors; 0 is no limit.

@@ -23,7 +23,7 @@ impl Node {
         let knows = || self.bundles.load().get(self.trust_domain.name()).is_some();
         match &self.bootstrap {
             Bootstrap::Insecure if !knows() => {
-                let config = tls::insecure_client_config(self.admit()).map_err(|e| NodeError::Answer(e.to_string()))?;
+                let config = tls::insecure_client_config(self.key_exchange, self.admit()).map_err(|e| NodeError::Answer(e.to_string()))?;
                 let channel = client::tls(&self.server.0, self.server.1, Arc::new(config)).await?;
                 if svid.is_none() {
                     return Ok(channel);
@@ -188,8 +188,8 @@ impl Node {
 
     async fn connect_trusting(&self, svid: Option<&NodeSvid>, bundles: SharedBundles) -> Result<Channel, NodeError> {
         let identity = svid.map(|s| tls::identity(&s.chain, s.pair.pkcs8())).transpose().map_err(|e| NodeError::Answer(e.to_string()))?;
-        let config =
-            tls::client_config(identity, bundles, self.admit(), Arc::clone(&self.clock)).map_err(|e| NodeError::Answer(e.to_string()))?;
+        let config = tls::client_config_with(self.key_exchange, identity, bundles, self.admit(), Arc::clone(&self.clock))
+            .map_err(|e| NodeError::Answer(e.to_string()))?;
         Ok(client::tls(&self.server.0, self.server.1, Arc::new(config)).await?)
     }
 

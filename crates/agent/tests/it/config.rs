@@ -313,13 +313,6 @@ fn experimental_settings_that_cannot_be_honoured_are_refused_with_what_to_do() {
     refused("\"1m\"", "\"10ms\"", &expect!["agent.conf:13: `agent.experimental.sync_interval`: must be at least one second"]);
     refused(
         "require_pq_kem              = false",
-        "require_pq_kem = true",
-        &expect![[r#"
-        agent.conf:16: `agent.experimental.require_pq_kem`: is recognised but not supported yet
-        hint: leave it out: X25519MLKEM768 is used with every peer that knows it, which agents and servers of ours and recent ones of SPIRE's do"#]],
-    );
-    refused(
-        "require_pq_kem              = false",
         "broker {\n }",
         &expect![[r#"
         agent.conf:16: `agent.experimental.broker`: is recognised but not supported yet

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use countersign_config::{ConfigError, Section};
 use countersign_transport::experimental;
+use countersign_transport::key_exchange::KeyExchange;
 
 /// How often SPIRE reloads its cache where nothing else is said.
 const CACHE_RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -23,6 +24,8 @@ const LATER: &[(&str, &str)] = &[
 pub(super) struct Experimental {
     /// Whether agents have their own SPIFFE ID among their selectors.
     pub(super) agent_spiffe_id_as_selector: bool,
+    /// What agents must know to be connected with.
+    pub(super) key_exchange: KeyExchange,
 }
 
 /// Checks the block, and says what the operator should know of it.
@@ -53,7 +56,7 @@ pub(super) fn read(mut block: Section, warnings: &mut Vec<String>) -> Result<Exp
         }
         warnings.push("experimental.sql_transaction_timeout is deprecated, use experimental.event_timeout instead".to_owned());
     }
-    experimental::read_shared(&mut block)?;
+    let key_exchange = experimental::read_shared(&mut block)?;
     block.finish()?;
-    Ok(Experimental { agent_spiffe_id_as_selector })
+    Ok(Experimental { agent_spiffe_id_as_selector, key_exchange })
 }

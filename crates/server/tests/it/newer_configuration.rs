@@ -110,13 +110,6 @@ fn what_cannot_be_honoured_is_refused_with_what_to_do() {
     );
     experimental(
         last,
-        "require_pq_kem = true",
-        &expect![[r#"
-        server.conf:43: `Server.experimental.require_pq_kem`: is recognised but not supported yet
-        hint: leave it out: X25519MLKEM768 is used with every peer that knows it, which agents and servers of ours and recent ones of SPIRE's do"#]],
-    );
-    experimental(
-        last,
         "named_pipe_name = \"x\"",
         &expect![
             "server.conf:43: `Server.experimental.named_pipe_name`: named_pipe_name is not supported in this platform; please use socket_path instead"

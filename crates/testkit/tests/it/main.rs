@@ -20,6 +20,7 @@ mod explain;
 mod images;
 mod journey;
 mod kept;
+mod key_exchange;
 mod mutual;
 mod names;
 mod nginx;
