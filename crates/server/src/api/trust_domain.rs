@@ -17,6 +17,8 @@ use super::room::{REFUSAL_BYTES, Room};
 use super::{Api, filter, status};
 use crate::policy::Caller;
 
+/// SPIRE's words, with its INTERNAL: clients of both see the same.
+const NOTHING_TO_UPDATE: &str = "failed to update federation relationship: unable to fetch federation relationship: record not found";
 /// Most relationships in one batch.
 const BATCH_MAX: usize = 1000;
 
@@ -238,9 +240,9 @@ fn create(
     if wanted.trust_domain == *own {
         return Err(Status::invalid_argument("unable to create federation relationship for server trust domain"));
     }
-    // In SPIRE this is the database's complaint, and INTERNAL.
+    // INTERNAL, as in SPIRE, where it is the database's complaint, in the words of whichever database that is.
     if draft.snapshot().federation_relationship(wanted.trust_domain.name()).is_some() {
-        return Err(Status::already_exists("failed to create federation relationship: federation relationship already exists"));
+        return Err(Status::internal("failed to create federation relationship: federation relationship already exists"));
     }
     let shown = answer.of(federation::to_wire(wanted, bundle.as_ref()), mask)?;
     if let Some(bundle) = bundle {
@@ -262,7 +264,7 @@ fn update(
         .snapshot()
         .federation_relationship(name)
         .map(Arc::clone)
-        .ok_or_else(|| Status::not_found("failed to update federation relationship: federation relationship not found"))?;
+        .ok_or_else(|| Status::internal(NOTHING_TO_UPDATE))?;
     let mut merged = FederationRelationship::clone(&known);
     if input.bundle_endpoint_url {
         merged.bundle_endpoint_url = wanted.bundle_endpoint_url.clone();
