@@ -4,7 +4,7 @@
 
 mod experimental;
 
-use std::net::{IpAddr, ToSocketAddrs as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use countersign_plugins::keys::{self, KeyManager};
 use countersign_plugins::node::{self, ServerHalf, join_token};
 use countersign_plugins::{Configured, configured, later};
 use countersign_transport::experimental::read_profiling;
+use countersign_transport::host::Host;
 use countersign_transport::key_exchange::KeyExchange;
 use countersign_transport::limits::CONNECTION_AGE_MAX;
 use countersign_transport::observe::{HealthChecks, Logging, Prometheus};
@@ -37,8 +38,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub struct Config {
     /// The trust domain.
     pub trust_domain: TrustDomain,
-    /// Address of the TCP listener.
-    pub bind_address: IpAddr,
+    /// Where the TCP listener is.
+    pub bind_address: Host,
     /// Port of the TCP listener; 0 takes a free one.
     pub bind_port: u16,
     /// The private socket.
@@ -148,8 +149,8 @@ impl Config {
         // Agents are authorized from memory, which is never stale; nothing is left to do.
         server.duration("max_attested_node_info_staleness")?;
         let bind_address = match server.filled("bind_address")? {
-            Some(text) => text.parse(|t| address(t))?,
-            None => IpAddr::from([0, 0, 0, 0]),
+            Some(text) => text.parse(|t| Host::parse(t))?,
+            None => Host::Address(IpAddr::from([0, 0, 0, 0])),
         };
         let bind_port = server.port("bind_port")?.map_or(8081, |p| p.value);
         let socket_path = match server.filled("socket_path")? {
@@ -243,15 +244,6 @@ fn key_type(section: &mut Section, key: &'static str) -> Result<Option<KeyType>,
         Some(kind) => Ok(Some(kind)),
         None => Err(text.error(format!("`{}` is not a key type, expected {}", text.value, KeyType::ALL.map(KeyType::name).join(", ")))),
     }
-}
-
-/// An address, or a name that stands for one.
-fn address(text: &str) -> Result<IpAddr, String> {
-    if let Ok(address) = text.trim_matches(['[', ']']).parse() {
-        return Ok(address);
-    }
-    let mut found = (text, 0).to_socket_addrs().map_err(|_| format!("`{text}` is neither an IP address nor a name that has one"))?;
-    found.next().map(|address| address.ip()).ok_or_else(|| format!("the name `{text}` has no address"))
 }
 
 fn ca_subject(server: &mut Section, warnings: &mut Vec<String>) -> Result<Subject, ConfigError> {

@@ -234,7 +234,8 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     };
 
     // All listeners open before the first call is served, so that a start either works or says why not.
-    let listener = observe::listen(&config.bind_address.to_string(), config.bind_port).await.map_err(ServerError::Listen)?;
+    let host = config.bind_address.address().await.map_err(|e| ServerError::Listen(format!("`server.bind_address`: {e}")))?;
+    let listener = observe::listen(&host.to_string(), config.bind_port).await.map_err(ServerError::Listen)?;
     let address = listener.local_addr().map_err(|e| ServerError::Listen(e.to_string()))?;
     let private = unix::listen(&config.socket_path, 0o750, 0o770)?;
     let health = match &config.health_checks {

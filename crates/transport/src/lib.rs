@@ -10,6 +10,7 @@ pub mod clock;
 pub mod experimental;
 pub mod files;
 mod gather;
+pub mod host;
 pub mod https;
 pub mod key_exchange;
 pub mod limits;

@@ -260,11 +260,7 @@ fn update(
     answer: &mut Answer,
 ) -> Result<types::FederationRelationship, Status> {
     let name = wanted.trust_domain.name();
-    let known = draft
-        .snapshot()
-        .federation_relationship(name)
-        .map(Arc::clone)
-        .ok_or_else(|| Status::internal(NOTHING_TO_UPDATE))?;
+    let known = draft.snapshot().federation_relationship(name).map(Arc::clone).ok_or_else(|| Status::internal(NOTHING_TO_UPDATE))?;
     let mut merged = FederationRelationship::clone(&known);
     if input.bundle_endpoint_url {
         merged.bundle_endpoint_url = wanted.bundle_endpoint_url.clone();

@@ -95,10 +95,9 @@ fn values_of_another_kind_or_out_of_range_are_refused() {
     server("ratelimit {\n    signing = 500\n  }", expect!["server.conf:5: `server.ratelimit.signing` is a number, expected true or false"]);
     server("ratelimit {\n    attestation = false\n    signing = true\n  }", expect!["fine; warnings: []"]);
     server("bind_port = 70000", expect!["server.conf:4: `server.bind_port`: 70000 is not a port, expected 0 to 65535"]);
-    server(
-        "bind_address = \"no host\"",
-        expect!["server.conf:4: `server.bind_address`: `no host` is neither an IP address nor a name that has one"],
-    );
+    server("bind_address = \"no host\"", expect!["server.conf:4: `server.bind_address`: `no host` is neither an IP address nor a name"]);
+    // The resolver is not asked: a reload and `validate` must not depend on it.
+    server("bind_address = \"nobody.invalid\"", expect!["fine; warnings: []"]);
     server("socket_path = 5", expect!["server.conf:4: `server.socket_path` is a number, expected a string in double quotes"]);
     server("audit_log_enabled = \"perhaps\"", expect!["server.conf:4: `server.audit_log_enabled` is a string, expected true or false"]);
     server(
@@ -294,6 +293,24 @@ async fn what_another_server_uses_is_left_alone() {
         .assert_eq(&start(&domain, store).await);
     // The one that was there has not noticed.
     domain.bundle().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_to_listen_on_is_asked_for_at_the_start() {
+    let domain = Domain::start().await.unwrap();
+    // Each in a directory of its own: a start that failed may hold its journal a moment longer.
+    let named = |name: &str, directory: &'static str| {
+        let (port, address) = (format!("bind_port = {}", domain.port()), format!("bind_address = \"{name}\""));
+        move |text: String| {
+            let text = text.replace("/server\"", &format!("/{directory}\"")).replace("/server/", &format!("/{directory}/"));
+            text.replace("bind_address = \"127.0.0.1\"", &address).replace(&port, "bind_port = 0")
+        }
+    };
+    let refusal = start(&domain, named("nobody.invalid", "second")).await;
+    assert!(refusal.starts_with("`server.bind_address`: ") && refusal.contains("the name `nobody.invalid`"), "{refusal}");
+    // Beyond the name: the socket is that of the server that runs.
+    expect!["socket `DIR/server.sock` is in use by another process; stop that one or choose another path"]
+        .assert_eq(&start(&domain, named("localhost", "third")).await);
 }
 
 #[tokio::test]
