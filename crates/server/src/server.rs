@@ -177,6 +177,10 @@ pub async fn start(config: &Config, clock: SharedClock, log_levels: Arc<dyn LogL
     if config.disable_jwt_svids {
         tracing::info!("JWT-SVID profile is disabled");
     }
+    // First of all: beside what is somebody else's not even a lock is made.
+    if config.store_file_layer.is_none() {
+        countersign_store::refuse_foreign(&config.store_path)?;
+    }
     let lock = (lock_data_dir(&config.data_dir)?, lock_store(&config.store_path)?);
     let store = open_store(config, &clock)?;
     let server_id = server_id(config, &store, clock.now()).await?;

@@ -36,6 +36,8 @@ pub fn restore(backup: &Path, store: &Path) -> Result<u64, StoreError> {
     if !source.tables()?.iter().any(|t| t == "head") {
         return Err(foreign(backup));
     }
+    // First, so that nothing is left beside what is not ours.
+    let old = if store.exists() { Some(Sqlite::open(store, None)?) } else { None };
     let fresh = store.with_extension("restoring");
     let failed = |e: std::io::Error| StoreError::Failed(format!("cannot put the backup in place: {e}"));
     if fresh.exists() {
@@ -50,8 +52,7 @@ pub fn restore(backup: &Path, store: &Path) -> Result<u64, StoreError> {
         restored.define("PRAGMA wal_checkpoint(TRUNCATE)")?;
         head::read(&mut restored)?.map(|h| h.cursor.revision).ok_or_else(|| foreign(backup))?
     };
-    if store.exists() {
-        let old = Sqlite::open(store, None)?;
+    if let Some(old) = old {
         let kept = store.with_extension("before-restore");
         if kept.exists() {
             std::fs::remove_file(&kept).map_err(failed)?;

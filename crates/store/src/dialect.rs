@@ -6,6 +6,7 @@
 mod sqlite;
 
 pub(crate) use sqlite::Sqlite;
+pub use sqlite::refuse_foreign;
 
 use crate::error::StoreError;
 

@@ -14,6 +14,7 @@ mod snapshot;
 mod writer;
 
 pub use backup::{backup, restore};
+pub use dialect::refuse_foreign;
 pub use error::StoreError;
 pub use log::{Actor, Before, Change, Cursor, Epoch, Noun, Record, Transaction};
 pub use model::{AuthorityFamily, AuthorityRecord, AuthorityState, JoinToken, Node, Seen};

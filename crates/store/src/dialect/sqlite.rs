@@ -1,6 +1,6 @@
 //! SQLite: one file, WAL, every commit synced.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -28,6 +28,10 @@ impl Sqlite {
     pub(crate) fn open(path: &Path, vfs: Option<&str>) -> Result<Self, StoreError> {
         let shown = path.display().to_string();
         let failed = |e: rusqlite::Error| StoreError::Open { path: shown.clone(), reason: e.to_string() };
+        // Another file layer is a disk of a test, where everything is ours.
+        if vfs.is_none() {
+            refuse_foreign(path)?;
+        }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = match vfs {
             Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs),
@@ -38,7 +42,7 @@ impl Sqlite {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         // What is not ours is only looked at: not even a write-ahead log that was left behind is folded into it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
-        refuse_foreign(&connection, &shown)?;
+        refuse_foreign_tables(&connection, &shown)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
         // INVARIANT: synchronous=FULL syncs the WAL at each commit; `a_commit_is_synced` holds it.
         connection
@@ -55,16 +59,59 @@ impl Sqlite {
     }
 }
 
+/// Refuses what has tables that are not ours, so that nothing is left beside it: an ordinary reader makes a write-ahead log
+/// and its index. What cannot be looked at in this way, perhaps because its owner holds it, is refused when it is opened.
+///
+/// # Errors
+/// It is a SPIRE datastore, or somebody else's.
+pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+    let opened = if log_of(path).exists() { look_with_log(path) } else { look_at_file(path) };
+    let Ok(tables) = opened.and_then(|connection| tables(&connection)) else { return Ok(()) };
+    refuse_tables(&tables, &path.display().to_string())
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
+}
+
+/// Without locks, log or index. Nobody is writing: whoever does has a log beside the file.
+fn look_at_file(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let shown = path.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(path.to_owned()))?;
+    let escaped = shown.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+}
+
+/// With what a process that ended left in its log, which is neither folded in nor removed. Alone with the file, SQLite keeps
+/// the log's index in memory.
+fn look_with_log(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Whoever has it open keeps it for long.
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE;")?;
+    Ok(connection)
+}
+
+fn tables(connection: &Connection) -> Result<Vec<String>, rusqlite::Error> {
+    let mut statement = connection.prepare("SELECT name FROM sqlite_master WHERE type = 'table'")?;
+    statement.query_map([], |row| row.get(0))?.collect()
+}
+
 /// Refuses what has tables that are not ours, before anything is changed.
-fn refuse_foreign(connection: &Connection, path: &str) -> Result<(), StoreError> {
-    let foreign = |reason: String| StoreError::Foreign { path: path.to_owned(), reason };
-    let tables = connection
-        .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
-        .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>())
-        .map_err(|e| match e.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => foreign("it is not an SQLite database".to_owned()),
-            _ => StoreError::Open { path: path.to_owned(), reason: e.to_string() },
-        })?;
+fn refuse_foreign_tables(connection: &Connection, path: &str) -> Result<(), StoreError> {
+    let tables = tables(connection).map_err(|e| match e.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            StoreError::Foreign { path: path.to_owned(), reason: "it is not an SQLite database".to_owned() }
+        }
+        _ => StoreError::Open { path: path.to_owned(), reason: e.to_string() },
+    })?;
+    refuse_tables(&tables, path)
+}
+
+fn refuse_tables(tables: &[String], path: &str) -> Result<(), StoreError> {
     if tables.iter().any(|t| t == "registered_entries" || t == "attested_node_entries") {
         return Err(StoreError::Spire { path: path.to_owned() });
     }
@@ -72,7 +119,7 @@ fn refuse_foreign(connection: &Connection, path: &str) -> Result<(), StoreError>
         return Ok(());
     }
     match tables.iter().find(|t| !t.starts_with("sqlite_")) {
-        Some(table) => Err(foreign(format!("it has a table `{table}`"))),
+        Some(table) => Err(StoreError::Foreign { path: path.to_owned(), reason: format!("it has a table `{table}`") }),
         None => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! What is not ours is not touched, and what is broken is said to be.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use countersign_identity::Bundle;
@@ -17,21 +18,25 @@ fn file() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
-/// Bytes of the file and of the write-ahead log beside it.
-fn bytes(path: &Path) -> [Vec<u8>; 2] {
-    [path.to_owned(), PathBuf::from(format!("{}-wal", path.display()))].map(|p| std::fs::read(p).unwrap_or_default())
+/// The names of the files of the directory, and their bytes.
+fn beside(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read = |item: std::io::Result<std::fs::DirEntry>| {
+        let item = item.unwrap();
+        (item.file_name().into_string().unwrap(), std::fs::read(item.path()).unwrap())
+    };
+    std::fs::read_dir(path.parent().unwrap()).unwrap().map(read).collect()
 }
 
 /// Tries everything that takes a path on a file that is not ours, and checks that each leaves it as it was.
 async fn check_refused(path: &Path, is_expected: fn(&StoreError) -> bool) {
-    let before = bytes(path);
-    let beside = tempfile::tempdir().unwrap();
-    let ours = beside.path().join("ours.db");
+    let before = beside(path);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let ours = elsewhere.path().join("ours.db");
     close(open(&ours)).await;
     let answers = [
         ("open", Store::open(&options(path)).map(|_| 0)),
-        ("backup", backup(path, &beside.path().join("copy.db"))),
-        ("restore from", restore(path, &beside.path().join("new.db"))),
+        ("backup", backup(path, &elsewhere.path().join("copy.db"))),
+        ("restore from", restore(path, &elsewhere.path().join("new.db"))),
         ("restore over", restore(&ours, path)),
     ];
     for (what, answer) in answers {
@@ -39,8 +44,10 @@ async fn check_refused(path: &Path, is_expected: fn(&StoreError) -> bool) {
         assert!(is_expected(&error), "{what}: {error:?}");
         assert!(error.to_string().contains("store.db"), "{what}: {error}");
     }
-    assert!(!beside.path().join("new.db").exists());
-    assert_eq!(bytes(path), before, "it was touched");
+    assert!(!elsewhere.path().join("new.db").exists());
+    let after = beside(path);
+    assert!(after.keys().eq(before.keys()), "{:?} were {:?}", after.keys(), before.keys());
+    assert!(after == before, "it was touched");
 }
 
 const SPIRE: &str = "CREATE TABLE migrations (id INTEGER PRIMARY KEY, version INTEGER);
@@ -49,22 +56,48 @@ const SPIRE: &str = "CREATE TABLE migrations (id INTEGER PRIMARY KEY, version IN
 
 #[tokio::test]
 async fn a_spire_datastore_is_left_byte_for_byte() {
-    let (_directory, path) = file();
-    Connection::open(&path).unwrap().execute_batch(SPIRE).unwrap();
-    check_refused(&path, |e| matches!(e, StoreError::Spire { .. })).await;
+    for mode in ["DELETE", "WAL"] {
+        let directory = tempfile::tempdir().unwrap();
+        // What a URI would be read wrong with.
+        let path = directory.path().join("100% SPIRE?#").join("store.db");
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let spire = Connection::open(&path).unwrap();
+        spire.execute_batch(&format!("PRAGMA journal_mode={mode}; {SPIRE}")).unwrap();
+        drop(spire);
+        check_refused(&path, |e| matches!(e, StoreError::Spire { .. })).await;
+    }
 }
 
 #[tokio::test]
 async fn a_spire_datastore_that_crashed_is_left_byte_for_byte() {
-    let (directory, path) = file();
-    let running = directory.path().join("running.db");
-    let spire = Connection::open(&running).unwrap();
+    for left in [&["store.db", "store.db-wal"] as &[_], &["store.db", "store.db-wal", "store.db-shm"]] {
+        let (running, spires) = file();
+        let spire = Connection::open(&spires).unwrap();
+        spire.execute_batch("PRAGMA journal_mode=WAL;").unwrap();
+        spire.execute_batch(SPIRE).unwrap();
+        let (directory, path) = file();
+        for name in left {
+            std::fs::copy(running.path().join(name), directory.path().join(name)).unwrap();
+        }
+        assert!(!beside(&path)["store.db-wal"].is_empty(), "the tables are in the log alone");
+        check_refused(&path, |e| matches!(e, StoreError::Spire { .. })).await;
+    }
+}
+
+#[tokio::test]
+async fn a_spire_datastore_that_is_in_use_is_refused_and_its_owner_goes_on() {
+    let (_directory, path) = file();
+    let spire = Connection::open(&path).unwrap();
     spire.execute_batch("PRAGMA journal_mode=WAL;").unwrap();
     spire.execute_batch(SPIRE).unwrap();
-    std::fs::copy(&running, &path).unwrap();
-    std::fs::copy(directory.path().join("running.db-wal"), directory.path().join("store.db-wal")).unwrap();
-    assert!(!bytes(&path)[1].is_empty());
-    check_refused(&path, |e| matches!(e, StoreError::Spire { .. })).await;
+    let before = beside(&path);
+    let error = Store::open(&options(&path)).unwrap_err();
+    assert!(matches!(error, StoreError::Spire { .. }), "{error:?}");
+    assert!(beside(&path).keys().eq(before.keys()));
+    for name in ["store.db", "store.db-wal"] {
+        assert!(beside(&path)[name] == before[name], "{name} was touched");
+    }
+    spire.execute("INSERT INTO registered_entries VALUES (2, 'f', 'spiffe://example.org/db')", []).unwrap();
 }
 
 #[tokio::test]
