@@ -9,6 +9,10 @@ use serde_json::Value;
 
 use crate::colour;
 
+mod wiped;
+
+pub(crate) use wiped::{Wiped, WipedValue};
+
 /// What a command failed with: a sentence for whoever typed it, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -90,18 +94,23 @@ impl OutputArgs {
     /// Prints a result in the form asked for.
     pub(crate) fn show(self, json: impl FnOnce() -> Value, table: impl FnOnce() -> String) {
         match self.output {
-            Form::Json => line(&json().to_string()),
-            Form::Yaml => text(&yaml(&json())),
+            Form::Json => Wiped::json(&WipedValue(json()).0).print_line(),
+            Form::Yaml => yaml(&WipedValue(json()).0).print(),
             Form::Table => text(&table()),
         }
     }
 }
 
 /// A value as YAML. Texts stay on one line: what is in them may have come from anywhere.
-fn yaml(value: &Value) -> String {
+fn yaml(value: &Value) -> Wiped {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    // JSON is YAML too.
-    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|_| format!("{value}\n"))
+    let mut text = Wiped::default();
+    if serde_saphyr::to_io_writer_with_options(&mut text, value, options).is_err() {
+        // JSON is YAML too.
+        text = Wiped::json(value);
+        let _ = text.write_all(b"\n");
+    }
+    text
 }
 
 /// A line on standard output.

@@ -22,7 +22,7 @@ fn read(yaml: Yaml) -> Value {
 }
 
 fn there_and_back(value: &Value) {
-    let text = yaml(value);
+    let text = String::from_utf8(yaml(value).as_ref().to_vec()).expect("text");
     let back = YamlLoader::load_from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
     assert_eq!(back.len(), 1, "{text}");
     assert_eq!(&read(back.into_iter().next().unwrap()), value, "{text}");

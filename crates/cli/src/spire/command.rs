@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use super::flags::{self, Flag, Given};
 use super::{go, json};
-use crate::output::{self, Failure, Outcome};
+use crate::output::{self, Failure, Outcome, WipedValue};
 
 /// Exit code of everything that fails.
 pub(super) const WRONG: u8 = 1;
@@ -90,6 +90,6 @@ pub(super) fn answer<M: prost::Message>(given: &Given, kind: &str, message: &M, 
     if !given.is_json() {
         return pretty(message);
     }
-    output::line(&go::json(&json::value(kind, message)?));
+    go::json(&WipedValue(json::value(kind, message)?).0).print_line();
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! How Go programs write and read values, for output that scripts match on and flags that they pass.
 
+use std::io;
+
 use serde_json::Value;
+
+use crate::output::Wiped;
 
 const NANOS: i64 = 1_000_000_000;
 
@@ -140,13 +144,30 @@ pub(super) fn parse_bool(text: &str) -> Option<bool> {
 }
 
 /// JSON as Go's encoder writes it: one line, and nothing in it that HTML would take for markup.
-pub(super) fn json(value: &impl serde::Serialize) -> String {
-    let text = serde_json::to_string(value).unwrap_or_default();
-    text.replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
+pub(super) fn json(value: &impl serde::Serialize) -> Wiped {
+    let mut text = Wiped::default();
+    // Writing into memory cannot fail, and neither can keys that are texts.
+    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, NoMarkup));
+    text
+}
+
+/// Writes what HTML would take for markup, and what JavaScript would take for the end of a line, by its number.
+struct NoMarkup;
+
+impl serde_json::ser::Formatter for NoMarkup {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let is_escaped = |c: char| matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}');
+        for piece in fragment.split_inclusive(is_escaped) {
+            match piece.chars().next_back().filter(|last| is_escaped(*last)) {
+                Some(last) => {
+                    writer.write_all(piece.strip_suffix(last).unwrap_or(piece).as_bytes())?;
+                    write!(writer, "\\u{:04x}", u32::from(last))?;
+                }
+                None => writer.write_all(piece.as_bytes())?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A structure in the one-line form of Go's protobuf library, with a space after each comma of an object.
@@ -221,7 +242,9 @@ mod tests {
     #[test]
     fn texts_are_quoted_as_in_go_and_cannot_end_the_line() {
         assert_eq!(quoted("a\"b\\c\n\u{7}\u{1b}é"), r#""a\"b\\c\n\a\x1bé""#);
-        assert_eq!(json(&serde_json::json!({"b": "<h>&", "a": 1})), r#"{"a":1,"b":"\u003ch\u003e\u0026"}"#);
+        let value = serde_json::json!({"b": "<h>\"&\u{2028}\u{2029}\u{e9} ", "a": 1, "<": []});
+        let expected = r#"{"\u003c":[],"a":1,"b":"\u003ch\u003e\"\u0026\u2028\u2029é "}"#;
+        assert_eq!(String::from_utf8_lossy(json(&value).as_ref()), expected);
         assert_eq!(spaced_json(&serde_json::json!({"aud": ["a", "b"], "exp": 1})), r#"{"aud":["a", "b"], "exp":1}"#);
     }
 }

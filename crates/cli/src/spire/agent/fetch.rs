@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use countersign_identity::x509::{Certificate, verify_paths};
 use countersign_identity::{SpiffeId, Timestamp, pem};
 use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_wire::workload::{self as wire, X509svidResponse};
+use serde_json::Value;
 use tonic::Status;
 use tonic::transport::Channel;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::super::command::{answer, refused};
 use super::super::connect::Target;
@@ -18,7 +21,7 @@ use super::super::server::mint::{self, joined};
 use super::super::{go, json};
 use crate::client::workload_request;
 use crate::commands::fetch::struct_json;
-use crate::output::{self, Failure, Outcome};
+use crate::output::{self, Failure, Outcome, WipedValue};
 
 pub(super) const TIMEOUT: &[Flag] =
     &[Flag { name: "timeout", kind: Kind::Timeout, default: "5s", help: "How long to wait for each answer; 0s for as long as it takes." }];
@@ -59,21 +62,47 @@ pub(super) async fn x509(given: Given) -> Outcome {
         let mut stream = client(&target).await?.fetch_x509svid(workload_request(wire::X509svidRequest {})).await?.into_inner();
         stream.message().await?.ok_or_else(ended)
     };
-    let response = in_time(&given, call).await.map_err(refused(""))?;
+    let mut response = WithKeys(in_time(&given, call).await.map_err(refused(""))?);
     let took = begun.elapsed();
-    answer(&given, "X509SVIDResponse", &response, |m| {
-        let svids = read(m)?;
-        for svid in &svids {
-            svid.verify()?;
+    if given.is_json() {
+        go::json(&response.json()?.0).print_line();
+        return Ok(());
+    }
+    let svids = read(&response.0)?;
+    for svid in &svids {
+        svid.verify()?;
+    }
+    if !given.is_on("silent") {
+        output::text(&printed(&svids, took));
+    }
+    match given.text("write") {
+        "" => Ok(()),
+        directory => svids.iter().enumerate().try_for_each(|(index, svid)| svid.write(directory, index)),
+    }
+}
+
+/// A message whose keys are overwritten when it is dropped.
+struct WithKeys(X509svidResponse);
+
+impl WithKeys {
+    /// As JSON. The way there copies whatever is in the message, so the keys are put in at its end.
+    fn json(&mut self) -> Result<WipedValue, Failure> {
+        let keys: Vec<_> = self.0.svids.iter_mut().map(|svid| Zeroizing::new(std::mem::take(&mut svid.x509_svid_key))).collect();
+        let mut value = WipedValue(json::value("X509SVIDResponse", &self.0)?);
+        let svids = value.0.get_mut("svids").and_then(Value::as_array_mut).into_iter().flatten();
+        for (svid, key) in svids.zip(keys) {
+            if let Some(shown) = svid.get_mut("x509_svid_key") {
+                *shown = STANDARD.encode(&*key).into();
+            }
         }
-        if !given.is_on("silent") {
-            output::text(&printed(&svids, took));
-        }
-        match given.text("write") {
-            "" => Ok(()),
-            directory => svids.iter().enumerate().try_for_each(|(index, svid)| svid.write(directory, index)),
-        }
-    })
+        Ok(value)
+    }
+}
+
+impl Drop for WithKeys {
+    fn drop(&mut self) {
+        self.0.svids.iter_mut().for_each(|svid| svid.x509_svid_key.zeroize());
+    }
 }
 
 /// One identity of a message.
@@ -195,7 +224,7 @@ pub(super) async fn jwt(given: Given) -> Outcome {
     let call = async { Ok(client(&target).await?.fetch_jwtsvid(workload_request(request)).await?.into_inner()) };
     let svids = in_time(&given, call).await.map_err(refused(""))?;
     if given.is_json() {
-        output::line(&go::json(&[json::value("JWTSVIDResponse", &svids)?, json::value("JWTBundlesResponse", &bundles)?]));
+        go::json(&[json::value("JWTSVIDResponse", &svids)?, json::value("JWTBundlesResponse", &bundles)?]).print_line();
         return Ok(());
     }
     let mut text = String::new();

@@ -163,7 +163,7 @@ pub(super) async fn purge(given: Given) -> Outcome {
         purged.expired_agents.push(PurgedAgent { agent_id, deleted: !dry_run && error.is_empty(), error });
     }
     if given.is_json() {
-        output::line(&go::json(&purged));
+        go::json(&purged).print_line();
     } else {
         output::text(&purged_text(&purged.expired_agents, dry_run));
     }

@@ -88,7 +88,7 @@ pub(super) async fn x509(given: Given) -> Outcome {
         let encoded = |ders: &[Vec<u8>]| ders.iter().map(|der| STANDARD.encode(der)).collect();
         let private_key = Zeroizing::new(STANDARD.encode(minted.key.pkcs8().as_slice()));
         let shown = Minted { x509_svid: encoded(&minted.chain), private_key: &private_key, root_cas: encoded(&minted.roots) };
-        output::line(&Zeroizing::new(go::json(&shown)));
+        go::json(&shown).print_line();
         return Ok(());
     }
     output::text(&Zeroizing::new(format!("X509-SVID:\n{chain}\nPrivate key:\n{}\nRoot CAs:\n{roots}\n", *key)));
