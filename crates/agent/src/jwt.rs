@@ -26,6 +26,8 @@ pub(crate) struct Kept {
     pub(crate) token: Arc<str>,
     /// The key that signed it; empty if it does not say.
     key_id: String,
+    /// Whether the bundle has had that key.
+    is_known: bool,
     spiffe_id: countersign_identity::SpiffeId,
     ttl: Option<std::time::Duration>,
     pub(crate) issued_at: Timestamp,
@@ -120,16 +122,32 @@ impl Jwts {
         let mut tokens = self.lock();
         tokens.clock += 1;
         let used = tokens.clock;
-        let key_id = tokens.kept.get(key)?.key_id.clone();
-        if self.is_tainted(&key_id) {
-            let before = tokens.kept.len();
-            tokens.kept.retain(|_, kept| kept.key_id != key_id);
-            tracing::info!(
-                jwt_authority_key_ids = key_id,
-                tainted_jwt_svids = before - tokens.kept.len(),
-                "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
-            );
-            return None;
+        let bundles = self.sync.cache.bundles();
+        let own = bundles.get(self.sync.node.trust_domain().name());
+        let (key_id, is_known) = tokens.kept.get(key).map(|kept| (kept.key_id.clone(), kept.is_known))?;
+        match own.and_then(|own| own.jwt_authority(&key_id)) {
+            Some(authority) if authority.tainted => {
+                let tainted_jwt_svids = tokens.drop_of(&key_id);
+                tracing::info!(
+                    jwt_authority_key_ids = key_id,
+                    tainted_jwt_svids,
+                    "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
+                );
+                return None;
+            }
+            Some(_) => tokens.kept.get_mut(key)?.is_known = true,
+            // Nobody believes it any more: the authority was revoked, or the agent has started over with another bundle. One
+            // without any key is not the server's yet, and a key that was never there may still come.
+            None if is_known && own.is_some_and(|own| !own.jwt_authorities().is_empty()) => {
+                let jwt_svids = tokens.drop_of(&key_id);
+                tracing::info!(
+                    jwt_authority_key_ids = key_id,
+                    jwt_svids,
+                    "JWT-SVIDs were removed from the JWT cache because their authority has left the bundle"
+                );
+                return None;
+            }
+            None => {}
         }
         let kept = tokens.kept.get_mut(key)?;
         if kept.expires_at <= now || kept.spiffe_id != entry.spiffe_id || kept.ttl != entry.jwt_svid_ttl {
@@ -137,13 +155,6 @@ impl Jwts {
         }
         kept.used = used;
         Some(kept.clone())
-    }
-
-    /// Whether the server has called this key tainted.
-    fn is_tainted(&self, key_id: &str) -> bool {
-        let bundles = self.sync.cache.bundles();
-        let own = bundles.get(self.sync.node.trust_domain().name());
-        own.and_then(|own| own.jwt_authority(key_id)).is_some_and(|authority| authority.tainted)
     }
 
     fn renew_behind(self: &Arc<Self>, key: Key, entry: &Arc<Entry>, audience: &[String], facts: &Arc<[Selector]>) {
@@ -176,6 +187,8 @@ impl Jwts {
                 tracing::debug!(method = "FetchJWTSVID", spiffe_id = %entry.spiffe_id, "Fetched JWT SVID");
                 Ok(Kept {
                     key_id: jwt::key_id(&token).unwrap_or_default(),
+                    // Seen to be so when it is asked for again.
+                    is_known: false,
                     token: token.into(),
                     spiffe_id: entry.spiffe_id.clone(),
                     ttl: entry.jwt_svid_ttl,
@@ -240,6 +253,13 @@ impl Drop for Over<'_> {
 }
 
 impl Tokens {
+    /// Forgets the tokens that this key signed, and says how many there were.
+    fn drop_of(&mut self, key_id: &str) -> usize {
+        let before = self.kept.len();
+        self.kept.retain(|_, kept| kept.key_id != key_id);
+        before - self.kept.len()
+    }
+
     /// Keeps a token; beyond the limit the one goes that was used longest ago.
     fn keep(&mut self, key: Key, kept: Kept, max: usize) {
         if self.kept.len() >= max && !self.kept.contains_key(&key) {

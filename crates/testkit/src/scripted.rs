@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use countersign_identity::bundle::JwtAuthority;
 use countersign_identity::csr::Csr;
-use countersign_identity::jwt::{Claims, signing_input};
+use countersign_identity::jwt::{self, Claims, signing_input};
 use countersign_identity::key::{KeyType, PublicKey, SigningAlgorithm};
 use countersign_identity::x509::{Certificate, Profile, Subject, Tbs, assemble};
 use countersign_identity::{Bundle, BundleSet, SpiffeId, Timestamp};
@@ -501,10 +502,20 @@ impl Shared {
     }
 }
 
-/// A token with these claims. Its signature is none: on the way to a workload nobody looks at that.
+#[expect(clippy::expect_used, reason = "the library makes keys, or no test runs")]
+static JWT_KEY: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate(KeyType::EcP256).expect("a key"));
+
+/// The authority of its tokens, which is in its bundle only if a test publishes it.
+pub fn jwt_authority(tainted: bool) -> JwtAuthority {
+    JwtAuthority { key_id: KEY_ID.to_owned(), public_key: JWT_KEY.public_key().clone(), expires_at: None, tainted }
+}
+
+/// A token with these claims.
 pub fn token(id: &SpiffeId, audience: &[String], issued_at: Timestamp, expires_at: Timestamp) -> String {
     let claims = Claims { spiffe_id: id, audience, issued_at, expires_at, issuer: None, token_id: None };
-    format!("{}.c2NyaXB0ZWQ", signing_input(&claims, SigningAlgorithm::EcdsaP256Sha256, KEY_ID))
+    let input = signing_input(&claims, SigningAlgorithm::EcdsaP256Sha256, KEY_ID);
+    let signed = JWT_KEY.sign(SigningAlgorithm::EcdsaP256Sha256, input.as_bytes()).unwrap_or_default();
+    jwt::assemble(&input, SigningAlgorithm::EcdsaP256Sha256, &signed).unwrap_or_default()
 }
 
 fn codec<T: Message + Send + 'static, U: Message + Default + Send + 'static>() -> ProstCodec<T, U> {

@@ -6,11 +6,9 @@ use std::time::Duration;
 use countersign_agent::End;
 use countersign_identity::Bundle;
 use countersign_identity::bundle::JwtAuthority;
-use countersign_identity::key::KeyType;
-use countersign_plugins::keys::KeyPair;
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{own_uid, trust_domain, until};
-use countersign_testkit::scripted::{ATTEST, Authority, ENTRIES, FOLLOW, Fate, ISSUE, KEY_ID, RENEW, STATUS, SYNC};
+use countersign_testkit::scripted::{ATTEST, Authority, ENTRIES, FOLLOW, Fate, ISSUE, KEY_ID, RENEW, STATUS, SYNC, jwt_authority};
 use countersign_testkit::workload::first;
 use countersign_transport::client;
 use countersign_transport::clock::Clock as _;
@@ -21,7 +19,7 @@ use countersign_wire::agent_admin::{Conclusion, ExplainRequest, ExplainResponse}
 use countersign_wire::id;
 use countersign_wire::journal::Kind;
 use countersign_wire::node::{Cursor, FollowResponse};
-use countersign_wire::workload::X509svidResponse;
+use countersign_wire::workload::{JwtBundlesResponse, X509svidResponse};
 use tonic::{Code, Status};
 
 use crate::puppet::Puppet;
@@ -410,11 +408,46 @@ async fn a_token_of_a_tainted_key_is_not_given_again() {
     puppet.clock.advance(Duration::from_secs(10));
     assert_eq!(fetch().await, before, "it is kept");
     let mut bundle = puppet.server.bundle();
-    let public_key = KeyPair::generate(KeyType::EcP256).unwrap().public_key().clone();
-    bundle.add_jwt_authority(JwtAuthority { key_id: KEY_ID.to_owned(), public_key, expires_at: None, tainted: true }).unwrap();
+    bundle.add_jwt_authority(jwt_authority(true)).unwrap();
     let published_at = puppet.clock.now();
     puppet.server.publish(bundle);
     let after = || async { Some(fetch().await).filter(|token| *token != before) };
     passing(&puppet.clock, "another token", after).await;
     assert!(puppet.clock.now() < published_at.after(Duration::from_secs(60)), "long before half of its life");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_whose_authority_has_left_the_bundle_is_not_given_again() {
+    let puppet = puppet().await;
+    served(&puppet, |_| true).await;
+    let workload = puppet.workload().await;
+    let fetch = || async { workload.jwt_svids(&["a"], "").await.unwrap().remove(0).svid };
+    let knows = |key_id: &'static str| {
+        let workload = workload.clone();
+        async move { first(workload.jwt_bundles().await.ok()?).await.ok().filter(|b| has_key(b, key_id)).map(drop) }
+    };
+    let published = |key_id: &str| {
+        let mut bundle = Bundle::empty(trust_domain());
+        for authority in puppet.server.bundle().x509_authorities() {
+            bundle.add_x509_authority(authority.certificate.clone(), false).unwrap();
+        }
+        bundle.add_jwt_authority(JwtAuthority { key_id: key_id.to_owned(), ..jwt_authority(false) }).unwrap();
+        puppet.server.publish(bundle);
+    };
+    published(KEY_ID);
+    passing(&puppet.clock, "its key is known", || knows(KEY_ID)).await;
+    let before = fetch().await;
+    puppet.clock.advance(Duration::from_secs(1));
+    assert_eq!(fetch().await, before, "it is kept");
+    // As after a start over, or a revocation. What comes now is signed by a key that has not come yet, and is kept.
+    published("another");
+    passing(&puppet.clock, "the other key is known", || knows("another")).await;
+    let after = fetch().await;
+    assert_ne!(after, before);
+    puppet.clock.advance(Duration::from_secs(1));
+    assert_eq!(fetch().await, after);
+}
+
+fn has_key(bundles: &JwtBundlesResponse, key_id: &str) -> bool {
+    bundles.bundles.get(OWN).is_some_and(|jwks| String::from_utf8_lossy(jwks).contains(&format!("\"{key_id}\"")))
 }
