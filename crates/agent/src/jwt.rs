@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use countersign_identity::jwt::TokenError;
 use countersign_identity::rotation::next_renewal;
 use countersign_identity::{Entry, Selector, Timestamp, jwt};
 use countersign_transport::clock::SharedClock;
@@ -12,6 +14,10 @@ use tonic::Status;
 
 use crate::metrics::Metrics;
 use crate::sync::Sync;
+
+/// How long a token waits for the bundle that has its key. A server of ours pushes that at the same time; one of SPIRE's
+/// publishes a key long before it signs with it, and who is asked at intervals may take longer than anybody wants to wait.
+const KEY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a token is kept under: the order of audiences does not matter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,10 +32,10 @@ pub(crate) struct Kept {
     pub(crate) token: Arc<str>,
     /// The key that signed it; empty if it does not say.
     key_id: String,
-    /// Whether the bundle has had that key.
-    is_known: bool,
+    /// Whether the bundle has had that key, and the key the signature.
+    is_verified: bool,
     spiffe_id: countersign_identity::SpiffeId,
-    ttl: Option<std::time::Duration>,
+    ttl: Option<Duration>,
     pub(crate) issued_at: Timestamp,
     pub(crate) expires_at: Timestamp,
     renew_at: Timestamp,
@@ -124,7 +130,7 @@ impl Jwts {
         let used = tokens.clock;
         let bundles = self.sync.cache.bundles();
         let own = bundles.get(self.sync.node.trust_domain().name());
-        let (key_id, is_known) = tokens.kept.get(key).map(|kept| (kept.key_id.clone(), kept.is_known))?;
+        let (key_id, is_verified) = tokens.kept.get(key).map(|kept| (kept.key_id.clone(), kept.is_verified))?;
         match own.and_then(|own| own.jwt_authority(&key_id)) {
             Some(authority) if authority.tainted => {
                 let tainted_jwt_svids = tokens.drop_of(&key_id);
@@ -135,10 +141,20 @@ impl Jwts {
                 );
                 return None;
             }
-            Some(_) => tokens.kept.get_mut(key)?.is_known = true,
+            // The key has come since.
+            Some(_) if !is_verified => {
+                let kept = tokens.kept.get_mut(key)?;
+                if let Err(error) = own.map_or(Ok(()), |own| jwt::verify_signature(&kept.token, own)) {
+                    tracing::error!(spiffe_id = %kept.spiffe_id, jwt_authority_key_ids = key_id, %error, "Dropped a JWT-SVID of a wrong signature");
+                    tokens.kept.remove(key);
+                    return None;
+                }
+                kept.is_verified = true;
+            }
+            Some(_) => {}
             // Nobody believes it any more: the authority was revoked, or the agent has started over with another bundle. One
             // without any key is not the server's yet, and a key that was never there may still come.
-            None if is_known && own.is_some_and(|own| !own.jwt_authorities().is_empty()) => {
+            None if is_verified && own.is_some_and(|own| !own.jwt_authorities().is_empty()) => {
                 let jwt_svids = tokens.drop_of(&key_id);
                 tracing::info!(
                     jwt_authority_key_ids = key_id,
@@ -174,21 +190,60 @@ impl Jwts {
         });
     }
 
+    /// Whether an authority of the own bundle signed a token; not, where the bundle does not have that key and does not get it
+    /// soon. A server may sign with a key that this agent has not heard of yet, and whoever the token is presented to may have:
+    /// it is handed out, and looked at again when the key has come.
+    async fn verify(&self, token: &str) -> Result<bool, TokenError> {
+        let waited = tokio::time::timeout(KEY_PATIENCE, async {
+            loop {
+                // From before the look, so that no change is missed.
+                let mut changed = std::pin::pin!(self.sync.cache.bundles_changed.notified());
+                changed.as_mut().enable();
+                match self.verify_now(token) {
+                    Err(TokenError::UnknownKey { .. }) => changed.await,
+                    known => return known,
+                }
+            }
+        });
+        match waited.await {
+            Ok(known) => known,
+            Err(_) => {
+                let jwt_authority_key_ids = jwt::key_id(token).unwrap_or_default();
+                tracing::warn!(jwt_authority_key_ids, "Handing out a JWT-SVID of an authority that the bundle does not have yet");
+                Ok(false)
+            }
+        }
+    }
+
+    fn verify_now(&self, token: &str) -> Result<bool, TokenError> {
+        let bundles = self.sync.cache.bundles();
+        match bundles.get(self.sync.node.trust_domain().name()).filter(|own| !own.jwt_authorities().is_empty()) {
+            Some(own) => jwt::verify_signature(token, own).map(|()| true),
+            // The bundle of a first contact has no key of this kind.
+            None => Ok(false),
+        }
+    }
+
     async fn issue(&self, entry: &Entry, audience: &[String], facts: &[Selector]) -> Result<Kept, Status> {
         let answer = self.sync.issue_jwt(entry, audience.to_vec(), facts).await;
-        let checked = answer.and_then(|token| {
-            let lives =
-                check(&token, entry, audience, self.clock.now()).map_err(|e| Status::internal(format!("the server's answer {e}")))?;
-            Ok((token, lives))
-        });
+        let wrong = |why: String| Status::internal(format!("the server's answer {why}"));
+        let checked = match answer {
+            Ok(token) => match check(&token, entry, audience, self.clock.now()) {
+                Ok(lives) => {
+                    let verified = self.verify(&token).await.map_err(|e| wrong(format!("cannot be verified: {e}")));
+                    verified.map(|is_verified| (token, lives, is_verified))
+                }
+                Err(why) => Err(wrong(why)),
+            },
+            Err(status) => Err(status),
+        };
         match checked {
-            Ok((token, (issued_at, expires_at))) => {
+            Ok((token, (issued_at, expires_at), is_verified)) => {
                 self.metrics.issued("jwt");
                 tracing::debug!(method = "FetchJWTSVID", spiffe_id = %entry.spiffe_id, "Fetched JWT SVID");
                 Ok(Kept {
                     key_id: jwt::key_id(&token).unwrap_or_default(),
-                    // Seen to be so when it is asked for again.
-                    is_known: false,
+                    is_verified,
                     token: token.into(),
                     spiffe_id: entry.spiffe_id.clone(),
                     ttl: entry.jwt_svid_ttl,
@@ -207,8 +262,7 @@ impl Jwts {
     }
 }
 
-/// Checks that a token is what was asked for, whatever the server says, and returns when it begins and ends. Its signature is for
-/// whoever it is presented to: the key may be newer than the bundle that is known here.
+/// Checks that a token is what was asked for, whatever the server says, and returns when it begins and ends.
 fn check(token: &str, entry: &Entry, audience: &[String], now: Timestamp) -> Result<(Timestamp, Timestamp), String> {
     if token.len() > jwt::TOKEN_BYTES_MAX {
         return Err(format!("has {} bytes, more than the {} allowed", token.len(), jwt::TOKEN_BYTES_MAX));

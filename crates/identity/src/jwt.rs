@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
-use crate::bundle::BundleSet;
+use crate::bundle::{Bundle, BundleSet};
 use crate::id::{IdError, SpiffeId};
 use crate::key::SigningAlgorithm;
 use crate::time::Timestamp;
@@ -151,12 +151,8 @@ pub fn verify(token: &str, audience: &str, bundles: &BundleSet, now: Timestamp) 
         .get(spiffe_id.trust_domain_name())
         .filter(|b| !b.jwt_authorities().is_empty())
         .ok_or_else(|| TokenError::NoBundle(spiffe_id.trust_domain_name().to_owned()))?;
-    let authority = bundle
-        .jwt_authority(&key_id)
-        .ok_or_else(|| TokenError::UnknownKey { key_id: key_id.clone(), trust_domain: spiffe_id.trust_domain_name().to_owned() })?;
-    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed("the signature is not base64url"))?;
     let signed = token.get(..header.len() + 1 + payload.len()).unwrap_or_default();
-    authority.public_key.verify_jws(algorithm, signed.as_bytes(), &signature).map_err(|_| TokenError::Signature)?;
+    check_signature(signed, signature, algorithm, &key_id, bundle)?;
 
     if now > expires_at.after(LEEWAY) {
         return Err(TokenError::Expired);
@@ -177,6 +173,28 @@ pub fn verify(token: &str, audience: &str, bundles: &BundleSet, now: Timestamp) 
     }
     claims.insert("aud".to_owned(), json!(found));
     Ok(Verified { spiffe_id, expires_at, audience: found, claims })
+}
+
+/// Verifies only that an authority of this bundle signed a token, for whoever has just received it from the issuer.
+///
+/// # Errors
+/// It is no token, the bundle has no such key, or the key did not sign it.
+pub fn verify_signature(token: &str, bundle: &Bundle) -> Result<(), TokenError> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(TokenError::TooLong(token.len()));
+    }
+    let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed("it has not three parts"))?;
+    let header = signed.split('.').next().unwrap_or_default();
+    let (algorithm, key_id) = check_header(&object(header)?)?;
+    check_signature(signed, signature, algorithm, &key_id, bundle)
+}
+
+fn check_signature(signed: &str, signature: &str, algorithm: Algorithm, key_id: &str, bundle: &Bundle) -> Result<(), TokenError> {
+    let authority = bundle
+        .jwt_authority(key_id)
+        .ok_or_else(|| TokenError::UnknownKey { key_id: key_id.to_owned(), trust_domain: bundle.trust_domain().name().to_owned() })?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed("the signature is not base64url"))?;
+    authority.public_key.verify_jws(algorithm, signed.as_bytes(), &signature).map_err(|_| TokenError::Signature)
 }
 
 fn object(part: &str) -> Result<Map<String, Value>, TokenError> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use countersign_identity::{Bundle, BundleSet, Entry, Selector, SpiffeId, Timestamp, TrustDomain, selector};
 use countersign_transport::tls::SharedBundles;
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 pub(crate) use subscribers::{Subscribers, Subscription};
@@ -104,6 +105,8 @@ pub(crate) struct Cache {
     trust_domain: TrustDomain,
     state: RwLock<State>,
     pub(crate) subscribers: Subscribers,
+    /// Told of each change of a bundle.
+    pub(crate) bundles_changed: Notify,
     /// The own bundle, for connections to the server.
     server_bundles: SharedBundles,
     max_svids: usize,
@@ -111,7 +114,14 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(trust_domain: TrustDomain, server_bundles: SharedBundles, max_svids: usize) -> Self {
-        Self { trust_domain, state: RwLock::default(), subscribers: Subscribers::default(), server_bundles, max_svids }
+        Self {
+            trust_domain,
+            state: RwLock::default(),
+            subscribers: Subscribers::default(),
+            bundles_changed: Notify::new(),
+            server_bundles,
+            max_svids,
+        }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -126,14 +136,15 @@ impl Cache {
     pub(crate) fn apply(&self, update: Update) -> Applied {
         let mut applied = Applied { caught_up: update.caught_up, ..Applied::default() };
         let mut touched: Vec<Arc<Entry>> = Vec::new();
-        let mut wake_all = !update.bundles.is_empty() || !update.removed_bundles.is_empty() || update.reset;
+        let has_bundles = !update.bundles.is_empty() || !update.removed_bundles.is_empty();
+        let mut wake_all = has_bundles || update.reset;
         {
             let mut state = self.write();
             if update.reset {
                 let names = state.bundles.iter().map(|b| b.trust_domain().name().to_owned()).collect();
                 state.unmentioned = Some((state.entries.keys().map(Arc::clone).collect(), names));
             }
-            if !update.bundles.is_empty() || !update.removed_bundles.is_empty() {
+            if has_bundles {
                 let mut bundles = BundleSet::clone(&state.bundles);
                 for bundle in &update.bundles {
                     state.mention_bundle(bundle.trust_domain().name());
@@ -181,6 +192,9 @@ impl Cache {
             if let Some(own) = state.bundles.get(self.trust_domain.name()).filter(|b| !b.x509_authorities().is_empty()) {
                 self.server_bundles.store(Arc::new(BundleSet::from_iter([Arc::clone(own)])));
             }
+        }
+        if has_bundles {
+            self.bundles_changed.notify_waiters();
         }
         if wake_all {
             self.subscribers.wake_all()

@@ -1,13 +1,17 @@
 //! A server that refuses, or dies, in the middle of something: the agent repeats what failed and drops nothing.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use countersign_identity::bundle::JwtAuthority;
 use countersign_identity::jwt;
+use countersign_identity::key::KeyType;
+use countersign_plugins::keys::KeyPair;
 use countersign_testkit::domain::{spiffe_id, until};
-use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, token};
+use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, jwt_authority, token};
 use countersign_testkit::workload::first;
 use countersign_transport::clock::Clock as _;
-use countersign_wire::node::{IssueResponse, issue_response};
+use countersign_wire::node::{Cursor, FollowResponse, IssueResponse, issue_response};
 use countersign_wire::types::permission_denied_details::Reason;
 use countersign_wire::{denial, types};
 use tonic::{Code, Status};
@@ -185,4 +189,56 @@ async fn a_token_that_is_not_what_was_asked_for_is_handed_to_nobody() {
     }
     puppet.server.say_to_issue(None);
     assert_eq!(claims(&workload.jwt_svids(&["a"], "").await.unwrap().remove(0).svid)["sub"], serde_json::json!(own.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_its_key_did_not_sign_is_handed_to_nobody_and_an_unknown_key_is_waited_for() {
+    let mut puppet = Puppet::new().await;
+    puppet.start_agent().await;
+    is_served(&puppet).await;
+    let workload = puppet.workload().await;
+    let fetch = |audience: &'static str| {
+        let workload = workload.clone();
+        async move { workload.jwt_svids(&[audience], "").await.map(|mut svids| svids.remove(0).svid) }
+    };
+    let stranger = KeyPair::generate(KeyType::EcP256).unwrap().public_key().clone();
+    let revision = AtomicU64::new(1);
+    let tell = async |authorities: &[JwtAuthority]| {
+        let mut bundle = puppet.server.bundle();
+        authorities.iter().for_each(|authority| bundle.add_jwt_authority(authority.clone()).unwrap());
+        let cursor = Some(Cursor { revision: revision.fetch_add(1, Ordering::Relaxed) + 1, ..Cursor::default() });
+        let bundles = vec![countersign_wire::bundle::to_wire(&bundle)];
+        puppet.server.say(FollowResponse { bundles, caught_up: true, cursor, ..FollowResponse::default() }).await;
+    };
+    let other = JwtAuthority { key_id: "other".to_owned(), public_key: stranger.clone(), ..jwt_authority(false) };
+    let false_one = JwtAuthority { public_key: stranger, ..jwt_authority(false) };
+
+    // Before any key is known nothing can be verified; what was handed out then is looked at when its key has come.
+    let unverified = fetch("a").await.unwrap();
+    puppet.clock.advance(Duration::from_secs(1));
+    assert_eq!(fetch("a").await.unwrap(), unverified);
+    tell(std::slice::from_ref(&false_one)).await;
+    for audience in ["a", "b"] {
+        let told = fetch(audience).await.unwrap_err();
+        assert_eq!(told.code(), Code::Unavailable, "{told:?}");
+    }
+    tell(&[jwt_authority(false)]).await;
+    let verified = fetch("a").await.unwrap();
+    puppet.clock.advance(Duration::from_secs(1));
+    assert_eq!(fetch("a").await.unwrap(), verified);
+
+    // The key comes while the token waits for it, rightly or wrongly.
+    for (key, is_right) in [(jwt_authority(false), true), (false_one, false)] {
+        tell(std::slice::from_ref(&other)).await;
+        let issued = puppet.server.calls(ISSUE);
+        let waiting = tokio::spawn(fetch(if is_right { "c" } else { "d" }));
+        until("it is issued", || async { (puppet.server.calls(ISSUE) > issued).then_some(()) }).await.unwrap();
+        tell(&[other.clone(), key]).await;
+        assert_eq!(waiting.await.unwrap().is_ok(), is_right);
+    }
+    // It does not come, and nobody is refused for that.
+    tell(&[other]).await;
+    let unknown = fetch("e").await.unwrap();
+    puppet.clock.advance(Duration::from_secs(1));
+    assert_eq!(fetch("e").await.unwrap(), unknown, "it is kept");
 }
