@@ -107,6 +107,7 @@ pub(crate) async fn run_server(
         countersign_server::start(config, Arc::new(SystemClock), Arc::clone(&log) as Arc<dyn LogLevels>).await.map_err(|e| {
             let hint = e.hint();
             tracing::error!(error = %e, hint, "Fatal run error");
+            tracing::error!(error = %e, "Server crashed");
             Failure::new(hint.map_or_else(|| e.to_string(), |hint| format!("{e}\nhint: {hint}")))
         })?;
     tokio::pin!(stopped);

@@ -98,7 +98,7 @@ pub(crate) fn agent(agent: &types::Agent, with_selectors: bool, time: fn(i64) ->
         block.row("Agent version", &agent.agent_version);
     }
     let mut text = block.finish();
-    if with_selectors {
+    if with_selectors && !agent.selectors.is_empty() {
         let mut block = Block::new(18);
         for selector in &agent.selectors {
             block.row("Selectors", format!("{}:{}", selector.r#type, selector.value));

@@ -104,7 +104,8 @@ impl bundle_server::Bundle for Api {
         let caller = Self::caller(&request)?;
         let request = request.into_inner();
         caller.access.about(|| About::trust_domain(&request.trust_domain));
-        let trust_domain = self.foreign(&request.trust_domain).map_err(|e| status::invalid_plain(&caller, &e))?;
+        let own = "getting a federated bundle for the server's own trust domain is not allowed";
+        let trust_domain = self.foreign(&request.trust_domain, own).map_err(|e| status::invalid_plain(&caller, &e))?;
         let snapshot = self.store.snapshot();
         let found = snapshot.bundle(trust_domain.name()).ok_or_else(|| Status::not_found("bundle not found"))?;
         Ok(Response::new(mask::bundle(bundle::to_wire(found), request.output_mask.as_ref())))
@@ -173,8 +174,9 @@ impl bundle_server::Bundle for Api {
         limit(&caller, request.trust_domains.len())?;
         let mode =
             Mode::try_from(request.mode).map_err(|_| status::invalid_plain(&caller, &format!("unhandled delete mode {}", request.mode)))?;
+        let own = "removing the bundle for the server trust domain is not allowed";
         let wanted: Vec<Result<TrustDomain, Status>> =
-            request.trust_domains.iter().map(|name| self.foreign(name).map_err(Status::invalid_argument)).collect();
+            request.trust_domains.iter().map(|name| self.foreign(name, own).map_err(Status::invalid_argument)).collect();
         let outcomes = self
             .store
             .write(caller.actor(), move |draft| {
@@ -205,6 +207,17 @@ pub(super) enum Put {
     Set,
 }
 
+impl Put {
+    /// What SPIRE says where this is asked for the own bundle.
+    const fn own(self) -> &'static str {
+        match self {
+            Self::Create => "creating a federated bundle for the server's own trust domain is not allowed",
+            Self::Update => "updating a federated bundle for the server's own trust domain is not allowed",
+            Self::Set => "setting a federated bundle for the server's own trust domain is not allowed",
+        }
+    }
+}
+
 fn limit(caller: &Caller, count: usize) -> Result<(), Status> {
     if count > BATCH_MAX {
         return Err(status::invalid_plain(caller, &format!("the batch has {count} items, at most {BATCH_MAX} are allowed")));
@@ -229,10 +242,11 @@ fn shown(outcome: Result<Arc<Bundle>, Status>, mask: Option<&types::BundleMask>)
 }
 
 impl Api {
-    fn foreign(&self, name: &str) -> Result<TrustDomain, String> {
+    /// The trust domain of this name, which is not the own one: that is refused with `own`.
+    fn foreign(&self, name: &str, own: &str) -> Result<TrustDomain, String> {
         let trust_domain = TrustDomain::parse_name_or_id(name).map_err(|e| format!("trust domain argument is not valid: {e}"))?;
         if trust_domain == self.trust_domain {
-            return Err("a federated bundle cannot be that of the server's own trust domain".to_owned());
+            return Err(own.to_owned());
         }
         Ok(trust_domain)
     }
@@ -249,7 +263,7 @@ impl Api {
         let wanted: Vec<Result<Bundle, Status>> = bundles
             .iter()
             .map(|b| {
-                self.foreign(&b.trust_domain).map_err(Status::invalid_argument)?;
+                self.foreign(&b.trust_domain, how.own()).map_err(Status::invalid_argument)?;
                 bundle::from_wire(b).map_err(|e| Status::invalid_argument(format!("failed to convert bundle: {e}")))
             })
             .collect();

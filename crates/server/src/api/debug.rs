@@ -1,6 +1,9 @@
 //! What a running server says about itself.
 
-use countersign_identity::x509::Certificate;
+use std::sync::Arc;
+
+use countersign_identity::BundleSet;
+use countersign_identity::x509::{Certificate, verify_chain_any};
 use countersign_wire::debug::{self, debug_server, get_info_response};
 use countersign_wire::id;
 use tonic::{Request, Response, Status};
@@ -13,7 +16,10 @@ impl debug_server::Debug for Api {
         let snapshot = self.store.snapshot();
         let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         let chain = self.own.chain();
-        let svid_chain = chain.iter().filter_map(|der| Certificate::parse(der).ok()).map(|c| get_info_response::Cert {
+        // Up to and with the root that proves it; without one while the bundle does not have it.
+        let own = BundleSet::from_iter(snapshot.bundle(self.trust_domain.name()).map(Arc::clone));
+        let root = verify_chain_any(&chain, &own, self.clock.now()).ok().map(|(_, _, root)| root);
+        let svid_chain = chain.iter().filter_map(|der| Certificate::parse(der).ok()).chain(root).map(|c| get_info_response::Cert {
             id: c.spiffe_id().map(|i| id::to_wire(&i)),
             expires_at: c.not_after.secs(),
             subject: c.subject_text.clone(),
@@ -23,7 +29,8 @@ impl debug_server::Debug for Api {
             uptime: i32::try_from(self.clock.now().since(self.started_at).as_secs()).unwrap_or(i32::MAX),
             agents_count: count(snapshot.nodes_count()),
             entries_count: count(snapshot.entries_count()),
-            federated_bundles_count: count(snapshot.bundles().iter().count().saturating_sub(1)),
+            // With the own one among them, as SPIRE counts.
+            federated_bundles_count: count(snapshot.bundles().iter().count()),
         }))
     }
 }

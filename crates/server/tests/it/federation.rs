@@ -116,7 +116,7 @@ async fn an_older_document_does_not_replace_a_newer_one() {
 async fn the_own_trust_domain_and_malformed_bundles_are_refused_item_by_item() {
     let domain = Domain::start().await.unwrap();
     let good = Foreign::new("one.test").wire(1);
-    let own = (3, "a federated bundle cannot be that of the server's own trust domain".to_owned());
+    let own = |doing: &str| Err((3, format!("{doing} a federated bundle for the server's own trust domain is not allowed")));
     let batch = vec![
         Foreign::new("example.org").wire(1),
         Bundle { trust_domain: "spiffe://example.org".to_owned(), ..good.clone() },
@@ -129,9 +129,13 @@ async fn the_own_trust_domain_and_malformed_bundles_are_refused_item_by_item() {
         good.clone(),
     ];
     let length = batch.len();
-    for items in [set(&domain, batch.clone()).await, update(&domain, batch.clone(), None).await, create(&domain, batch).await] {
+    for (doing, items) in [
+        ("setting", set(&domain, batch.clone()).await),
+        ("updating", update(&domain, batch.clone(), None).await),
+        ("creating", create(&domain, batch).await),
+    ] {
         assert_eq!(items.len(), length);
-        assert_eq!((items[0].clone(), items[1].clone()), (Err(own.clone()), Err(own.clone())));
+        assert_eq!((items[0].clone(), items[1].clone()), (own(doing), own(doing)));
         for item in &items[2..length - 1] {
             let (code, text) = item.clone().unwrap_err();
             assert_eq!(code, Code::InvalidArgument as i32, "{text}");
@@ -139,6 +143,7 @@ async fn the_own_trust_domain_and_malformed_bundles_are_refused_item_by_item() {
         }
     }
     assert_eq!(get(&domain, "example.org").await.unwrap_err().code(), Code::InvalidArgument);
+    let own = (3, "removing the bundle for the server trust domain is not allowed".to_owned());
     assert_eq!(delete(&domain, &["example.org"], Mode::Delete).await, [own]);
     assert_eq!(count(&domain).await, 2);
     let own = domain.bundle().await.unwrap();
