@@ -7,6 +7,7 @@ pub mod domain;
 pub mod file_limit;
 pub mod fuzz;
 pub mod journal_disk;
+pub mod log;
 pub mod panics;
 pub mod powerloss;
 pub mod scripted;

@@ -1,11 +1,17 @@
 //! Who calls: the process that connected, for as long as it lives and is what it was.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use countersign_testkit::domain::own_uid;
+use countersign_testkit::file_limit;
+use countersign_testkit::log::Log;
 use countersign_testkit::workload::Workload;
 use countersign_transport::peer::{Peer, PeerError};
+use countersign_transport::unix;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use crate::child::{Caller, OTHER_PROGRAM};
@@ -186,4 +192,27 @@ async fn a_peer_that_has_ended_is_not_looked_up_by_its_number() {
             Ok(peer) => assert!(by_connection && !peer.is_alive() && peer.program().is_none()),
         }
     }
+}
+
+#[test]
+fn while_no_descriptor_is_left_nobody_is_let_in_and_the_log_says_so() {
+    if file_limit::alone("callers::while_no_descriptor_is_left_nobody_is_let_in_and_the_log_says_so") {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(without_descriptors());
+    }
+}
+
+async fn without_descriptors() {
+    Log::listen();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s.sock");
+    let listener = unix::listen(&path, 0o755, 0o777).unwrap();
+    let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let before = getrlimit(Resource::Nofile);
+    // The lowest number that is free is the first one that there may not be.
+    let free = rustix::io::dup(&listener).unwrap().as_raw_fd();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(free.try_into().unwrap()), ..before }).unwrap();
+    let mut incoming = unix::incoming(listener);
+    Log::says("WARN", "Connection failed during accept").await.unwrap();
+    setrlimit(Resource::Nofile, before).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), incoming.next()).await.expect("it is let in").unwrap().unwrap();
 }

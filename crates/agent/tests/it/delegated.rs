@@ -7,6 +7,7 @@ use std::time::Duration;
 use countersign_identity::BundleSet;
 use countersign_identity::x509::{Certificate, verify_chain};
 use countersign_testkit::domain::{own_uid, spiffe_id, until};
+use countersign_testkit::log::Log;
 use countersign_testkit::scripted::{Fate, ISSUE};
 use countersign_testkit::workload::Workload;
 use countersign_transport::client;
@@ -78,6 +79,7 @@ const NOT_LISTED: &str = "caller not configured as an authorized delegate";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_gets_what_the_selectors_match_with_its_keys_and_hears_of_every_change() {
+    Log::listen();
     let world = world().await;
     world.entry("/delegate").await;
     let node_id = format!("spiffe_id:{}", world.agent_id());
@@ -107,6 +109,10 @@ async fn a_delegate_gets_what_the_selectors_match_with_its_keys_and_hears_of_eve
     assert_eq!(both, ["/other", "/second"]);
     world.delete(&entry).await;
     assert_eq!(paths(&next_with(&mut stream, |m| m.x509_svids.len() == 1).await), ["/second"]);
+    for path in ["other", "second"] {
+        let lines = Log::lines("DEBUG", "Fetched X.509 SVID for delegated identity");
+        assert!(lines.iter().any(|line| line.ends_with(&format!("spiffe_id=spiffe://example.org/{path}"))), "{lines:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,6 +144,7 @@ async fn the_names_of_the_trust_domains_an_identity_federates_with_are_told_and_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_gets_tokens_for_others() {
+    Log::listen();
     let world = world().await;
     world.entry("/delegate").await;
     world.entry_with("/admin", |e| (e.selectors, e.admin) = (of(&[OTHER]), true)).await;
@@ -157,6 +164,7 @@ async fn a_delegate_gets_tokens_for_others() {
     assert_eq!((told["sub"].as_str(), told["exp"].as_i64()), (Some("spiffe://example.org/other"), Some(svid.expires_at)));
     assert_eq!((told["iat"].as_i64(), svid.hint.as_str()), (Some(svid.issued_at), "h"));
     assert_eq!(svid.id.as_ref().unwrap().path, "/other");
+    assert_eq!(Log::count("DEBUG", "Fetched JWT SVID method=\"FetchJWTSVID\" spiffe_id=spiffe://example.org/other"), 1);
     // By its own number the delegate is a process like every other.
     let own = client.fetch_jwtsvi_ds(request(Vec::new(), std::process::id().try_into().unwrap())).await.unwrap().into_inner();
     assert_eq!(own.svids[0].id.as_ref().unwrap().path, "/delegate");

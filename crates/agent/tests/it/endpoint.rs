@@ -3,6 +3,8 @@
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::time::Duration;
 
+use countersign_testkit::domain::own_uid;
+use countersign_testkit::log::Log;
 use countersign_testkit::workload::{first, with_header};
 use countersign_wire::workload as wire;
 use tonic::metadata::MetadataValue;
@@ -281,4 +283,14 @@ async fn a_method_that_does_not_exist_is_unimplemented_and_still_needs_the_heade
     };
     assert_eq!(call(with_header(wire::X509svidRequest {})).await, Code::Unimplemented);
     assert_eq!(call(Request::new(wire::X509svidRequest {})).await, Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_in_the_log_shows_the_selectors_that_may_be_there_and_no_others() {
+    Log::listen();
+    let world = World::with("", "log_selectors = [\"unix:uid\", \"k8s:ns\"]").await;
+    world.workload().await.x509_svid().await.unwrap_err();
+    let denied = Log::lines("ERROR", "No identity issued");
+    let shown = format!(" selectors=\"{}\"", own_uid());
+    assert!(denied.len() == 1 && denied[0].contains(&shown), "{denied:?}");
 }

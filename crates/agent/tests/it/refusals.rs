@@ -8,6 +8,7 @@ use countersign_identity::jwt;
 use countersign_identity::key::KeyType;
 use countersign_plugins::keys::KeyPair;
 use countersign_testkit::domain::{spiffe_id, until};
+use countersign_testkit::log::Log;
 use countersign_testkit::scripted::{ATTEST, BUNDLE, FOLLOW, Fate, ISSUE, RENEW, jwt_authority, token};
 use countersign_testkit::workload::first;
 use countersign_transport::clock::Clock as _;
@@ -66,6 +67,7 @@ async fn what_was_attested_is_not_attested_again_when_the_server_dies_right_afte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_asked_too_much_is_asked_less_and_what_is_held_is_served() {
+    Log::listen();
     let mut puppet = Puppet::new().await;
     puppet.start_agent().await;
     is_served(&puppet).await;
@@ -96,6 +98,8 @@ async fn a_server_that_is_asked_too_much_is_asked_less_and_what_is_held_is_serve
     assert!(asked[0] > before[0] && asked[1] > before[1] + 3, "it tried: {before:?} {asked:?}");
     assert!(asked[0] - before[0] < 30, "{before:?} {asked:?}");
     assert!(asked[1] - before[1] < 120, "{before:?} {asked:?}");
+    let failed = Log::lines("WARN", "Failed to mint X509 SVID");
+    assert!(failed.iter().any(|line| line.contains("spiffe_id=spiffe://example.org/web ")), "{failed:?}");
     assert_eq!((puppet.server.calls(ATTEST), puppet.svid_on_disk()), (1, svid), "nothing is dropped");
 
     for method in [ATTEST, RENEW, BUNDLE, FOLLOW, ISSUE] {

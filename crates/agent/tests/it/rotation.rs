@@ -6,6 +6,7 @@ use std::time::Duration;
 use countersign_identity::{BundleSet, rotation::BACKDATE};
 use countersign_identity::{Timestamp, jwt};
 use countersign_testkit::clock::VirtualClock;
+use countersign_testkit::log::Log;
 use countersign_wire::workload::X509svidResponse;
 use tokio::sync::watch;
 use tonic::Streaming;
@@ -16,6 +17,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_svid_is_renewed_before_half_of_its_life_with_a_new_key_on_the_open_stream() {
+    Log::listen();
     let (world, clock) = World::still("agent_ttl = \"4h\"\nca_ttl = \"48h\"", "").await;
     world.entry("/web").await;
     let mut stream = world.workload().await.x509_svids().await.unwrap();
@@ -32,6 +34,8 @@ async fn an_svid_is_renewed_before_half_of_its_life_with_a_new_key_on_the_open_s
         assert_ne!(after.x509_svid_key, before.x509_svid_key);
         before = after;
     }
+    let renewals = Log::lines("INFO", "Renewing X509-SVID");
+    assert_eq!(renewals.iter().filter(|line| line.contains("spiffe_id=spiffe://example.org/web ")).count(), 5, "{renewals:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,6 +123,7 @@ async fn a_month_of_rotations_leaves_no_gap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_renews_its_own_svid_into_the_other_key_slot() {
+    Log::listen();
     let (world, clock) = World::still("", "").await;
     let first = world.agent_leaf().unwrap();
     clock.advance(HOUR / 2);
@@ -126,6 +131,7 @@ async fn the_agent_renews_its_own_svid_into_the_other_key_slot() {
     let second = countersign_testkit::domain::until("it is renewed", renewed).await.unwrap();
     assert_ne!(second.public_key, first.public_key);
     assert_eq!(second.spiffe_id(), first.spiffe_id());
+    Log::says("INFO", "Successfully rotated agent SVID").await.unwrap();
     // And is used: what is pushed still arrives.
     world.entry("/web").await;
     world.workload().await.x509_svid().await.unwrap();

@@ -177,3 +177,12 @@ fn limits_of_every_method_are_read_and_negative_ones_refused() {
         &expect!["agent.conf:8: `agent.experimental.ratelimit.fetch_x509_svid` is `1.5`, expected a whole number"],
     );
 }
+
+#[test]
+fn an_unknown_feature_flag_is_an_error() {
+    read(&good("experimental {\n feature_flags = [\"i_am_a_test_flag\"]\n }")).unwrap();
+    refused(
+        &good("experimental {\n feature_flags = [\"x\", \"i_am_a_test_flag\", \"y\"]\n }"),
+        &expect!["agent.conf:7: `agent.experimental.feature_flags[0]`: unknown feature flag(s): [x y]"],
+    );
+}

@@ -1,6 +1,7 @@
 //! Where the trust bundle comes from at the first contact: each source works, and one that hangs, is huge or empty is tried
 //! again until it is good.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -137,28 +138,33 @@ async fn another_workload_api_gives_the_bundle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_agent_joins_its_health_is_told() {
+async fn while_the_agent_joins_its_health_is_told_and_then_its_metrics() {
     let world = World::without_agent(Arc::new(SystemClock), "").await;
     let socket = directory(&world).join("nobody.sock");
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Addresses of this machine that nobody listens on by default.
+    let free = |host| std::net::TcpListener::bind((host, 0)).unwrap().local_addr().unwrap();
+    let (health_at, metrics_at): (SocketAddr, SocketAddr) = (free("127.0.0.2"), free("127.0.0.3"));
     let token = world.domain.token(None).await.unwrap();
     let text = agent_configuration(&directory(&world), world.domain.port(), Some(&token), &through(&socket));
     let text: Vec<&str> = text.lines().filter(|l| !l.contains("trust_bundle_path")).collect();
     let health = format!(
-        "\nhealth_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = \"{}\"\n live_path = \"/l\"\n ready_path = \"/r\"\n}}\n",
-        free.port()
+        "\nhealth_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.2\"\n bind_port = \"{}\"\n live_path = \"/l\"\n ready_path = \"/r\"\n}}\n\
+         telemetry {{\n Prometheus {{\n host = \"127.0.0.3\"\n port = {}\n }}\n}}\n",
+        health_at.port(),
+        metrics_at.port()
     );
     let config = countersign_agent::Config::read(countersign_config::parse("agent.conf", &(text.join("\n") + &health)).unwrap()).unwrap();
     let starting =
         tokio::spawn(async move { countersign_agent::start(&config, Arc::new(SystemClock), Arc::new(Seeded::new(2)), "test").await });
-    let get = |path: &'static str| async move {
-        let mut stream = tokio::net::TcpStream::connect(free).await.ok()?;
+    let get_from = |address: SocketAddr, path: &'static str| async move {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
         Some((head.get(9..12)?.to_owned(), body.to_owned()))
     };
+    let get = |path| get_from(health_at, path);
     let live = until("it answers", || get("/l")).await.unwrap();
     assert_eq!(live, ("200".to_owned(), "{\"agent\":{}}".to_owned()));
     let (code, body) = get("/r").await.unwrap();
@@ -169,5 +175,8 @@ async fn while_the_agent_joins_its_health_is_told() {
     });
     let ready = until("it is ready", || async { get("/r").await.filter(|(code, _)| code == "200") }).await.unwrap();
     assert_eq!(ready.1, "{\"agent\":{}}");
-    starting.await.unwrap().unwrap().stop().await;
+    let agent = starting.await.unwrap().unwrap();
+    let (code, metrics) = get_from(metrics_at, "/metrics").await.unwrap();
+    assert!(code == "200" && metrics.contains("countersign_agent_"), "{code} {metrics}");
+    agent.stop().await;
 }

@@ -8,6 +8,7 @@ use countersign_identity::Bundle;
 use countersign_identity::bundle::JwtAuthority;
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{own_uid, trust_domain, until};
+use countersign_testkit::log::Log;
 use countersign_testkit::scripted::{ATTEST, Authority, ENTRIES, FOLLOW, Fate, ISSUE, KEY_ID, RENEW, STATUS, SYNC, jwt_authority};
 use countersign_testkit::workload::first;
 use countersign_transport::client;
@@ -323,6 +324,7 @@ async fn a_server_that_learns_to_push_while_it_is_in_trouble_is_found_out_within
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_in_trouble_is_asked_less_and_less_and_what_is_held_is_served() {
+    Log::listen();
     let puppet = puppet().await;
     for wrong in [Status::internal("broken"), Status::permission_denied("without a reason"), Status::unavailable("its datastore is away")] {
         let held = served(&puppet, |_| true).await;
@@ -335,6 +337,7 @@ async fn a_server_in_trouble_is_asked_less_and_less_and_what_is_held_is_served()
         }
         let asked = puppet.server.calls(SYNC) - before;
         assert!((2..20).contains(&asked), "{asked}");
+        assert!(Log::count("ERROR", "Synchronize failed error=\"failed to fetch authorized entries: ") > 0);
         assert_eq!(puppet.workload().await.x509_svid().await.unwrap(), held);
         puppet.server.decide(SYNC, None);
         let before = puppet.server.calls(SYNC);
@@ -344,7 +347,29 @@ async fn a_server_in_trouble_is_asked_less_and_less_and_what_is_held_is_served()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_configured_interval_is_that_between_two_rounds() {
+    let mut puppet = Puppet::new().await;
+    for method in [FOLLOW, ISSUE] {
+        puppet.server.decide(method, Some(Fate::Refused(Status::unimplemented("unknown service countersign.agent.v1.Node"))));
+    }
+    puppet.extra = "experimental {\n sync_interval = \"2m\"\n }";
+    puppet.start_agent().await;
+    served(&puppet, |_| true).await;
+    let (before, since) = (puppet.server.calls(SYNC), puppet.clock.now());
+    until("five rounds", || async {
+        puppet.clock.advance(Duration::from_secs(2));
+        (puppet.server.calls(SYNC) >= before + 5).then_some(())
+    })
+    .await
+    .unwrap();
+    // Four intervals at least, which by default are 20 seconds.
+    let took = puppet.clock.now().since(since);
+    assert!(took > Duration::from_secs(7 * 60), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_tainted_authority_signed_is_replaced_before_its_time() {
+    Log::listen();
     for spire in [true, false] {
         let mut puppet = if spire { puppet().await } else { Puppet::new().await };
         if !spire {
@@ -396,10 +421,18 @@ async fn what_a_tainted_authority_signed_is_replaced_before_its_time() {
         assert_eq!(puppet.server.calls(RENEW), 1, "once");
         puppet.agent.take().unwrap().stop().await;
     }
+    for (level, line) in [
+        ("DEBUG", "New tainted X.509 authorities found"),
+        ("INFO", "Tainted X.509 SVIDs tainted_x509_svids=1"),
+        ("INFO", "Agent SVID is tainted by a root authority, forcing rotation"),
+    ] {
+        assert_eq!(Log::count(level, line), 2, "{line}, once for each agent");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_a_tainted_key_is_not_given_again() {
+    Log::listen();
     let puppet = puppet().await;
     served(&puppet, |_| true).await;
     let workload = puppet.workload().await;
@@ -414,6 +447,8 @@ async fn a_token_of_a_tainted_key_is_not_given_again() {
     let after = || async { Some(fetch().await).filter(|token| *token != before) };
     passing(&puppet.clock, "another token", after).await;
     assert!(puppet.clock.now() < published_at.after(Duration::from_secs(60)), "long before half of its life");
+    let removed = "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority";
+    assert_eq!(Log::count("INFO", removed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use countersign_identity::Timestamp;
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{own_uid, until};
+use countersign_testkit::log::Log;
 use countersign_testkit::scripted::{AGAIN, ATTEST, Authority, FOLLOW, Scripted, bundle_of};
 use countersign_transport::clock::Clock as _;
 use countersign_wire::debug::GetInfoRequest;
@@ -175,6 +176,7 @@ fn bootstrap_state(world: &Puppet) -> (u64, bool, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_may_start_over_takes_another_bundle_after_the_delay_and_serves_meanwhile() {
+    Log::listen();
     let (mut world, held, other) = two_authorities("rebootstrap_mode = \"auto\"\nrebootstrap_delay = \"20m\"", AGAIN).await;
     world.start_agent().await;
     let workload = world.workload().await;
@@ -193,6 +195,7 @@ async fn an_agent_that_may_start_over_takes_another_bundle_after_the_delay_and_s
     world.is_shunned().await;
     let (used, is_under_way, attempts) = bootstrap_state(&world);
     assert!(used == 2 && is_under_way && attempts > 0, "{used} {attempts}");
+    assert!(Log::count("INFO", "Trust Bundle and Server don't agree, ignoring for now time_left=") > 0);
     // A restart forgets nothing of that.
     world.agent.take().unwrap().stop().await;
     world.start_agent().await;

@@ -3,6 +3,7 @@
 use countersign_identity::key::KeyType;
 use countersign_identity::x509::Certificate;
 use countersign_plugins::keys::KeyPair;
+use countersign_testkit::log::Log;
 use countersign_testkit::workload::first;
 use tonic::Code;
 
@@ -200,6 +201,7 @@ async fn wapi_25_every_field_of_an_svid_is_set_and_they_fit_together() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wapi_26_of_entries_with_the_same_hint_the_oldest_wins() {
+    Log::listen();
     let (world, clock) = World::still("", "").await;
     let oldest = world.entry_with("/oldest", |e| e.hint = "door".to_owned()).await;
     clock.advance(std::time::Duration::from_secs(5));
@@ -213,6 +215,7 @@ async fn wapi_26_of_entries_with_the_same_hint_the_oldest_wins() {
     let mut found = paths(&message);
     found.sort_unstable();
     assert_eq!(found, ["/oldest", "/plain-1", "/plain-2"]);
+    assert!(Log::count("WARN", "Ignoring entry with duplicate hint") > 0);
     // It goes, and the next one steps in.
     world.delete(&oldest).await;
     let message = next_with(&mut stream, |m| !paths(m).contains(&"/oldest")).await;

@@ -10,6 +10,7 @@ use countersign_identity::x509::Certificate;
 use countersign_plugins::keys::KeyPair as Pair;
 use countersign_testkit::clock::VirtualClock;
 use countersign_testkit::domain::{Domain, NodeIdentity, own_uid, spiffe_id, trust_domain, until};
+use countersign_testkit::log::Log;
 use countersign_transport::clock::SharedClock;
 use countersign_transport::random::Seeded;
 use countersign_wire::agent::agent_client::AgentClient;
@@ -240,6 +241,7 @@ fn identity(world: &World) -> NodeIdentity {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_evicted_proves_itself_again_and_one_that_is_banned_ends() {
+    Log::listen();
     let maker = Maker::new();
     maker.equip("node-1");
     let (mut world, clock) = maker.world("/x509pop/cn/{{ .Subject.CommonName }}").await;
@@ -256,6 +258,8 @@ async fn a_node_that_was_evicted_proves_itself_again_and_one_that_is_banned_ends
     };
     until("it has joined again", back).await.unwrap();
     is_served(&world).await;
+    Log::says("WARN", "Agent needs to re-attest; will attempt to re-attest").await.unwrap();
+    Log::says("INFO", "Successfully reattested node").await.unwrap();
 
     world.ban().await;
     assert_eq!(end(&mut world, &clock).await, End::Banned);
@@ -346,6 +350,7 @@ async fn a_node_nobody_vouches_for_says_so_and_what_to_look_at() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_node_whose_ca_was_withdrawn_goes_on_until_its_svid_ends() {
+    Log::listen();
     let maker = Maker::new();
     maker.equip("node-1");
     let (mut world, clock) = maker.world("/x509pop/cn/{{ .Subject.CommonName }}").await;
@@ -358,6 +363,7 @@ async fn a_running_node_whose_ca_was_withdrawn_goes_on_until_its_svid_ends() {
     is_served(&world).await;
     let End::MustJoinAgain(what) = end(&mut world, &clock).await else { panic!("another end") };
     assert!(what.contains("there is no certificate of `CN=Maker`") && what.contains("node.pem"), "{what}");
+    assert_eq!(Log::count("ERROR", "Agent failed re-attestation; removing SVID and shutting down"), 1);
 }
 
 /// A node gets its identity from another agent's Workload API, and is exchanged for a node's.

@@ -228,3 +228,12 @@ async fn an_old_connection_is_asked_to_go_and_the_one_with_an_agents_stream_stay
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_server_listens_at_its_address_and_at_no_other() {
+    let domain = Domain::start().await.unwrap();
+    // The tests' `bind_address`; the default is every address.
+    assert_eq!(domain.server.as_ref().unwrap().address.ip().to_string(), "127.0.0.1");
+    assert!(TcpStream::connect(("127.0.0.1", domain.port())).await.is_ok());
+    assert!(TcpStream::connect(("127.0.0.2", domain.port())).await.is_err());
+}

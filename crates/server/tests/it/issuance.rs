@@ -1,5 +1,6 @@
 //! SVIDs of workloads: what their agents get, how long it lives, and what it says.
 
+use countersign_identity::key::PublicKeyKind;
 use countersign_identity::{BundleSet, jwt, x509};
 use countersign_wire::svid::svid_client::SvidClient;
 use countersign_wire::svid::{BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams};
@@ -210,4 +211,15 @@ async fn a_server_without_tokens_says_so_and_has_no_key_for_them() {
     let prepared = async || (domain.bundle().await.unwrap().x509_authorities().len() == 2).then_some(());
     world::until("the next X.509 authority", prepared).await.unwrap();
     assert!(domain.bundle().await.unwrap().jwt_authorities().is_empty());
+}
+
+#[tokio::test]
+async fn authorities_have_keys_of_the_configured_types() {
+    let (domain, _clock) = world::virtual_domain("ca_key_type = \"ec-p384\"\n jwt_key_type = \"rsa-2048\"").await;
+    let bundle = domain.bundle().await.unwrap();
+    let kinds = (bundle.x509_authorities()[0].certificate.public_key.kind(), bundle.jwt_authorities()[0].public_key.kind());
+    assert_eq!(kinds, (PublicKeyKind::EcP384, PublicKeyKind::Rsa));
+    // Tokens get keys as certificates do unless they are told otherwise.
+    let (domain, _clock) = world::virtual_domain("ca_key_type = \"ec-p384\"").await;
+    assert_eq!(domain.bundle().await.unwrap().jwt_authorities()[0].public_key.kind(), PublicKeyKind::EcP384);
 }

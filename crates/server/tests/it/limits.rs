@@ -1,12 +1,12 @@
 //! What strangers, agents and local callers can cost the server, and that others are served meanwhile.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use countersign_testkit::domain::status;
+use countersign_testkit::log::Log;
 use countersign_transport::clock::SystemClock;
 use countersign_transport::limits::{ANONYMOUS_PER_ADDRESS_MAX, CONNECTIONS_PER_IDENTITY_MAX};
 use countersign_wire::agent::agent_client::AgentClient;
@@ -284,57 +284,6 @@ async fn limits_that_are_switched_off_are_off() {
     }
     for _ in 0..30 {
         world::soon("a renewal", world::renewed(&domain, &node)).await;
-    }
-}
-
-thread_local! {
-    /// What is logged on this thread, level, message and fields, once somebody listens.
-    static LOGGED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
-}
-
-/// The log of all tests here, of which each hears its own thread, where its server runs. One for each test would not do:
-/// whether a line is wanted is remembered for all threads by what the first one says.
-pub struct Log;
-
-impl Log {
-    pub fn listen() {
-        let _ = tracing::subscriber::set_global_default(Self);
-        LOGGED.set(Some(Vec::new()));
-    }
-
-    pub fn count(level: &str, message: &str) -> usize {
-        LOGGED.with_borrow(|lines| lines.iter().flatten().filter(|line| line.starts_with(level) && line.contains(message)).count())
-    }
-}
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("countersign")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Fields(String);
-        impl tracing::field::Visit for Fields {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0.push_str(&format!(" {field}={value:?}"));
-            }
-        }
-        LOGGED.with_borrow_mut(|lines| {
-            if let Some(lines) = lines {
-                let mut line = Fields(event.metadata().level().to_string());
-                event.record(&mut line);
-                lines.push(line.0);
-            }
-        });
     }
 }
 

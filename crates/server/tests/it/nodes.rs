@@ -250,6 +250,24 @@ async fn nodes_whose_certificate_ended_long_ago_are_forgotten_if_so_configured()
 }
 
 #[tokio::test]
+async fn no_more_nodes_than_a_batch_has_room_for_are_forgotten_at_a_time() {
+    let settings = "prune_attested_nodes_expired_for = \"2h\"\n prune_tofu_nodes = true\n prune_attested_nodes_batch_size = 2";
+    let (domain, clock) = world::virtual_domain(settings).await;
+    for _ in 0..5 {
+        world::node(&domain).await;
+    }
+    let count = async || world::agents(&domain).await.count_agents(CountAgentsRequest::default()).await.unwrap().into_inner().count;
+    clock.advance(HOUR * 10);
+    let mut before = 5;
+    for left in [3, 1, 0] {
+        // In steps of less than a round, so that no second one follows before this is looked at.
+        world::rounds("a batch is pruned", &clock, ROUND / 2, async || (count().await < before).then_some(())).await;
+        assert_eq!(count().await, left);
+        before = left;
+    }
+}
+
+#[tokio::test]
 async fn nodes_that_cannot_attest_again_are_kept_unless_told_otherwise() {
     let (domain, clock) = world::virtual_domain("prune_attested_nodes_expired_for = \"2h\"").await;
     let lost = world::node(&domain).await;

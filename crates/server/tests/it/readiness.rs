@@ -24,13 +24,19 @@ fn readiness_ends_with_a_reason_while_the_journal_has_no_room_and_comes_back_by_
     }
 }
 
+/// Addresses of this machine that nobody listens on by default, and paths that are not the default ones.
+const HEALTH: &str = "127.0.0.2";
+const METRICS: &str = "127.0.0.3";
+const READY: &str = "/are-you-ready";
+const LIVE: &str = "/are-you-there";
+
 /// A domain, and where it says whether it is ready and what it measures.
 async fn domain(disk: Option<PowerLoss>) -> (Domain, u16, u16) {
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (ready, metrics) = (free(), free());
+    let free = |host| TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
+    let (ready, metrics) = (free(HEALTH), free(METRICS));
     let blocks = format!(
-        "audit_log_enabled = true\n}}\nhealth_checks {{\n listener_enabled = true\n bind_address = \"127.0.0.1\"\n bind_port = {ready}\n}}\n\
-         telemetry {{\n Prometheus {{\n host = \"127.0.0.1\"\n port = {metrics}\n }}\n"
+        "audit_log_enabled = true\n}}\nhealth_checks {{\n listener_enabled = true\n bind_address = \"{HEALTH}\"\n bind_port = {ready}\n \
+         ready_path = \"{READY}\"\n live_path = \"{LIVE}\"\n}}\ntelemetry {{\n Prometheus {{\n host = \"{METRICS}\"\n port = {metrics}\n }}\n"
     );
     (Domain::start_on(disk, Arc::new(SystemClock), &blocks).await.unwrap(), ready, metrics)
 }
@@ -38,7 +44,7 @@ async fn domain(disk: Option<PowerLoss>) -> (Domain, u16, u16) {
 async fn a_journal_without_room() {
     let (domain, ready, metrics) = domain(Some(PowerLoss::register())).await;
     assert_eq!(healthy(&domain).await, (true, None));
-    let (status, body) = get(ready, "/ready");
+    let (status, body) = get(ready, READY);
     assert_eq!((status, body["server.journal"].to_string()), (200, "{}".to_owned()));
 
     let journal = domain.directory().join("server/journal/00000000000000000001.journal");
@@ -48,17 +54,17 @@ async fn a_journal_without_room() {
     let (serves, reason) = healthy(&domain).await;
     let reason = reason.unwrap();
     assert!(!serves && reason.contains("so nothing can be issued") && reason.contains("00000000000000000001.journal"), "{reason}");
-    let (status, body) = get(ready, "/ready");
+    let (status, body) = get(ready, READY);
     assert_eq!((status, body["server.journal"]["write_err"].as_str()), (500, Some(reason.as_str())));
     assert_eq!(body["server.store"].to_string(), "{}");
-    assert_eq!(get(ready, "/live").0, 200, "the process is alive");
+    assert_eq!(get(ready, LIVE).0, 200, "the process is alive");
     assert_eq!((gauge(metrics, "journal"), gauge(metrics, "store")), (0, 1));
 
     // Nobody asks for anything but whether it is well again.
     file_limit::limit(None);
     until("it comes back by itself", async || healthy(&domain).await.0.then_some(())).await.unwrap();
     assert_eq!(healthy(&domain).await.1, None);
-    assert_eq!((get(ready, "/ready").0, gauge(metrics, "journal")), (200, 1));
+    assert_eq!((get(ready, READY).0, gauge(metrics, "journal")), (200, 1));
     world::minted(&domain, &spiffe_id("/w")).await;
 }
 
@@ -78,7 +84,7 @@ async fn a_store_without_room() {
     let (serves, trouble) = healthy(&domain).await;
     let trouble = trouble.unwrap();
     assert!(serves && trouble.contains("store"), "{trouble}");
-    let (status, body) = get(ready, "/ready");
+    let (status, body) = get(ready, READY);
     assert_eq!((status, body["server.store"]["write_err"].as_str()), (200, Some(trouble.as_str())));
     assert_eq!((gauge(metrics, "journal"), gauge(metrics, "store")), (1, 0));
     world::minted(&domain, &spiffe_id("/w")).await;
@@ -103,8 +109,8 @@ async fn healthy(domain: &Domain) -> (bool, Option<String>) {
     (answer.get_ref().status == i32::from(ServingStatus::Serving), reason)
 }
 
-fn fetch(port: u16, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+fn fetch(host: &str, port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect((host, port)).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -113,12 +119,12 @@ fn fetch(port: u16, path: &str) -> (u16, String) {
 }
 
 fn get(port: u16, path: &str) -> (u16, serde_json::Value) {
-    let (status, body) = fetch(port, path);
+    let (status, body) = fetch(HEALTH, port, path);
     (status, serde_json::from_str(&body).unwrap())
 }
 
 fn gauge(port: u16, part: &str) -> i64 {
-    let (_, text) = fetch(port, "/metrics");
+    let (_, text) = fetch(METRICS, port, "/metrics");
     let start = format!("countersign_server_healthy{{part=\"{part}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
 }
@@ -126,8 +132,8 @@ fn gauge(port: u16, part: &str) -> i64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_stops_although_somebody_holds_a_connection_to_its_listeners_of_http() {
     let (mut domain, ready, metrics) = domain(None).await;
-    let held = [(ready, "/ready"), (metrics, "/metrics")].map(|(port, path)| {
-        let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let held = [(HEALTH, ready, READY), (METRICS, metrics, "/metrics")].map(|(host, port, path)| {
+        let mut connection = TcpStream::connect((host, port)).unwrap();
         write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         assert!(connection.read(&mut [0; 64]).unwrap() > 0);
         connection

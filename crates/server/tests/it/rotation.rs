@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use countersign_identity::x509::{Certificate, verify_chain_any};
 use countersign_identity::{Bundle, BundleSet, Timestamp, jwt};
+use countersign_testkit::log::Log;
 use countersign_wire::bundle;
 use countersign_wire::bundle_api::bundle_client::BundleClient;
 use countersign_wire::bundle_api::{CountBundlesRequest, GetBundleRequest};
@@ -67,6 +68,7 @@ async fn restart(domain: &mut Domain) {
 
 #[tokio::test]
 async fn an_authority_is_prepared_at_half_activated_at_five_sixths_and_pruned_a_day_after_its_end() {
+    Log::listen();
     let (domain, clock) = world::virtual_domain("").await;
     let first = probe(&domain).await.unwrap();
     let start = domain.bundle().await.unwrap();
@@ -90,6 +92,7 @@ async fn an_authority_is_prepared_at_half_activated_at_five_sixths_and_pruned_a_
         probe(&domain).await.ok().filter(|p| p.anchor.der() != first.anchor.der() && p.key_id != first.key_id)
     });
     let second = second.await.unwrap();
+    assert_eq!(Log::count("DEBUG", "Successfully rotated X.509 CA"), 2, "the first one and the second");
     assert_eq!(second.anchor.der(), prepared.x509_authorities()[1].certificate.der());
     assert_eq!(domain.bundle().await.unwrap(), prepared, "an activation changes no bundle");
 

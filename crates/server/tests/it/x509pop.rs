@@ -7,6 +7,7 @@ use countersign_plugins::Pending;
 use countersign_plugins::node::x509pop::{Svid, SvidSource};
 use countersign_plugins::node::{AgentHalf, Answers, MESSAGE_BYTES_MAX, build_agent};
 use countersign_testkit::clock::VirtualClock;
+use countersign_testkit::log::Log;
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::attest_agent_request::{Params, Step};
 use countersign_wire::agent::attest_agent_response::Step as Answer;
@@ -18,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::limits::Log;
 use crate::world::{self, Domain};
 
 /// An authority for nodes and a server that trusts it.
