@@ -17,6 +17,7 @@ mod crash;
 mod demo;
 mod envoy;
 mod explain;
+mod flags;
 mod images;
 mod journey;
 mod kept;

@@ -13,7 +13,7 @@ struct Place {
 }
 
 /// A role that runs, killed when a test fails.
-struct Role(Child);
+pub struct Role(pub Child);
 
 impl Drop for Role {
     fn drop(&mut self) {
@@ -32,7 +32,7 @@ impl Role {
     }
 
     /// Ends it as a supervisor does, and returns its exit code.
-    fn stop(mut self) -> Option<i32> {
+    pub fn stop(mut self) -> Option<i32> {
         self.signal("TERM");
         let mut code = None;
         until("it ends", || {
@@ -44,7 +44,7 @@ impl Role {
 }
 
 /// Waits for a condition.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < PATIENCE, "{what}: it does not come to that");

@@ -34,7 +34,10 @@ fn product() -> String {
         }
     }
     for item in std::fs::read_dir(root().join(PRINTED)).unwrap() {
-        text.push_str(&std::fs::read_to_string(item.unwrap().path()).unwrap());
+        let path = item.unwrap().path();
+        if path.extension().is_some_and(|e| e == "txt") {
+            text.push_str(&std::fs::read_to_string(path).unwrap());
+        }
     }
     text
 }
@@ -43,6 +46,8 @@ fn product() -> String {
 fn what_is_said_and_read_has_the_status_its_row_says() {
     let product = product();
     let mut complaints = Vec::new();
+    // A log line that is missing may be what a command prints.
+    let printed: Vec<&str> = rows("texts").iter().filter(|row| row.status() == Status::Done).map(|row| row.get("text")).collect();
     for (file, column) in FILES {
         for row in rows(file) {
             let text = row.get(column);
@@ -50,7 +55,9 @@ fn what_is_said_and_read_has_the_status_its_row_says() {
             let is_there = product.contains(&text.replace('"', "\\\"")) || product.contains(text);
             match (row.status(), is_there) {
                 (Status::Done, false) => complaints.push(format!("{}: `{text}` is said to be done and is nowhere", row.place())),
-                (Status::NotYet, true) => complaints.push(format!("{}: `{text}` is said to be missing and is there", row.place())),
+                (Status::NotYet, true) if !(file == &"log-lines" && printed.contains(&text)) => {
+                    complaints.push(format!("{}: `{text}` is said to be missing and is there", row.place()))
+                }
                 _ => {}
             }
         }

@@ -9,5 +9,5 @@ mod configuration;
 mod lines;
 mod literals;
 mod page;
-mod rows;
+pub mod rows;
 mod tests_named;

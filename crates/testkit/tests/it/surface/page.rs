@@ -9,20 +9,11 @@ const BEGIN: &str = "\
 
 Every row below was taken from the source of SPIRE 1.16.0-dev (`ef8527ec`, 2026-08-22) and its API (`adb81b3`, 2026-07-09), commands and \
 flags from its programs. Written by `cargo xtask bless` from `crates/testkit/data`; tests hold each row against what the readers of the \
-configuration, the services, the command line and the source really say. Of what is *done*, the data names the test that shows it; *read* \
-means that it is taken and that no test shows more than that. What is *not yet* there is recognised, and refused with what to do meanwhile. \
+configuration, the services, the command line and the source really say. Of what is *done*, the data names the test that shows it. \
+What is *not yet* there is recognised, and refused with what to do meanwhile. \
 What was tried by hand with SPIRE's own programs, and when, is in [spire-swap.md](spire-swap.md).
 
 ";
-
-/// Tests that only hold a row against the code: they show that it is taken, not what it does.
-const READ_ONLY: &[&str] = &[
-    "every_key_of_the_servers_configuration_has_the_status_its_row_says",
-    "every_key_of_the_agents_configuration_has_the_status_its_row_says",
-    "every_call_has_the_status_its_row_says",
-    "every_command_and_flag_has_the_status_its_row_says",
-    "what_is_said_and_read_has_the_status_its_row_says",
-];
 
 /// A file, its heading, the columns that name a block, and the column that names a row in it.
 struct Part {
@@ -90,13 +81,8 @@ impl Part {
     }
 }
 
-fn is_only_read(row: &Row) -> bool {
-    row.status() == Status::Done && READ_ONLY.contains(&row.get("by"))
-}
-
 fn said(row: &Row) -> String {
     match row.status() {
-        Status::Done if is_only_read(row) => "read".to_owned(),
         Status::Done => "done".to_owned(),
         Status::NotYet => format!("not yet: {}", row.get("by")),
         Status::Different => format!("different: {}", row.get("by")),
@@ -105,10 +91,8 @@ fn said(row: &Row) -> String {
 
 fn counted(rows: &[Row]) -> String {
     let count = |status| rows.iter().filter(|row| row.status() == status).count();
-    let read = rows.iter().filter(|row| is_only_read(row)).count();
-    let done = count(Status::Done) - read;
-    let (later, other) = (count(Status::NotYet), count(Status::Different));
-    format!("{} rows: {done} done, {read} read, {later} not yet, {other} different.", rows.len())
+    let (done, later, other) = (count(Status::Done), count(Status::NotYet), count(Status::Different));
+    format!("{} rows: {done} done, {later} not yet, {other} different.", rows.len())
 }
 
 #[test]

@@ -32,6 +32,11 @@ impl Row {
         &self.place
     }
 
+    /// The file, without its ending.
+    pub fn file(&self) -> &str {
+        self.place.split('.').next().unwrap_or_default()
+    }
+
     /// Our status.
     pub fn status(&self) -> Status {
         match self.get("status") {
