@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use countersign_testkit::domain::{own_uid, until};
 use countersign_testkit::workload::{Workload, first};
+use countersign_wire::discovery::DiscoveryRequest;
+use countersign_wire::secret_discovery::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
 
 use crate::child::Caller;
@@ -16,9 +19,13 @@ fn limited(limits: &str) -> String {
     format!("experimental {{\n ratelimit {{\n {limits}\n }}\n}}")
 }
 
-/// Each of the Workload API's calls that can be limited, by its name on the wire.
+/// Each call that can be limited, by its name on the wire.
 async fn call(workload: &Workload, method: &str) -> Result<(), Status> {
+    let mut secrets = SecretDiscoveryServiceClient::new(workload.channel.clone());
+    let asks = tokio_stream::once(DiscoveryRequest::default()).chain(tokio_stream::pending());
     match method {
+        "FetchSecrets" => secrets.fetch_secrets(DiscoveryRequest::default()).await.map(drop),
+        "StreamSecrets" => first(secrets.stream_secrets(asks).await?.into_inner()).await.map(drop),
         "FetchX509SVID" => workload.x509_svid().await.map(drop),
         "FetchJWTSVID" => workload.jwt_svids(&["a"], "").await.map(drop),
         "FetchX509Bundles" => first(workload.x509_bundles().await?).await.map(drop),
@@ -30,12 +37,22 @@ async fn call(workload: &Workload, method: &str) -> Result<(), Status> {
 fn assert_refused(method: &str, answer: &Result<(), Status>) {
     let status = answer.as_ref().expect_err(method);
     assert_eq!(status.code(), Code::Unavailable, "{method}: {status:?}");
-    assert_eq!(status.message(), format!("rate limit exceeded for /SpiffeWorkloadAPI/{method}"));
+    let service = if method.ends_with("Secrets") { "envoy.service.secret.v3.SecretDiscoveryService" } else { "SpiffeWorkloadAPI" };
+    assert_eq!(status.message(), format!("rate limit exceeded for /{service}/{method}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_beyond_a_methods_limit_is_refused_until_a_second_has_passed() {
-    let limits = limited("fetch_x509_svid = 3\n fetch_jwt_svid = 1\n fetch_x509_bundles = 2\n fetch_jwt_bundles = 1");
+    const LIMITS: [(&str, usize); 6] = [
+        ("FetchX509SVID", 3),
+        ("FetchJWTSVID", 1),
+        ("FetchX509Bundles", 2),
+        ("FetchJWTBundles", 1),
+        ("StreamSecrets", 2),
+        ("FetchSecrets", 1),
+    ];
+    let limits = "fetch_x509_svid = 3\n fetch_jwt_svid = 1\n fetch_x509_bundles = 2\n fetch_jwt_bundles = 1\n";
+    let limits = limited(&format!("{limits} stream_secrets = 2\n fetch_secrets = 1"));
     let (world, clock) = World::still("", &limits).await;
     let entry = world.domain.entry_from(message("/web", &[own_uid()])).await.unwrap();
     let workload = world.workload().await;
@@ -47,7 +64,7 @@ async fn a_call_beyond_a_methods_limit_is_refused_until_a_second_has_passed() {
     until("this process has an identity", look).await.unwrap();
     clock.advance(Duration::from_secs(1));
     for round in 0..2 {
-        for (method, limit) in [("FetchX509SVID", 3), ("FetchJWTSVID", 1), ("FetchX509Bundles", 2), ("FetchJWTBundles", 1)] {
+        for (method, limit) in LIMITS {
             for _ in 0..limit {
                 call(&workload, method).await.unwrap_or_else(|status| panic!("{round}: {method}: {status:?}"));
             }

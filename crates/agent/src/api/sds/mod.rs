@@ -30,6 +30,7 @@ use super::reply::{self, Fingerprint, Kind};
 use super::workload::{Messages, attestation_failed, deadline, messages, within};
 use crate::attest::Caller;
 use crate::config::Sds;
+use crate::ratelimit::Method;
 
 /// The service's name in the log.
 const SERVICE: &str = "SDS.v3";
@@ -62,6 +63,7 @@ impl Service for SecretDiscovery {
     async fn stream_secrets(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let patience = deadline(&request);
         let caller = self.api.attest(&request, SERVICE, "StreamSecrets").await?;
+        self.api.limits.pass(Method::StreamSecrets, &caller)?;
         let (service, watched, requests) = (self.clone(), caller.peer.clone(), request.into_inner());
         Ok(Response::new(messages(watched, |out| async move { service.feed(caller, patience, requests, &out).await })))
     }
@@ -69,6 +71,7 @@ impl Service for SecretDiscovery {
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
         let patience = deadline(&request);
         let mut caller = self.api.attest(&request, SERVICE, "FetchSecrets").await?;
+        self.api.limits.pass(Method::FetchSecrets, &caller)?;
         let asked = Asked::read(request.into_inner(), self.settings.disable_spiffe_cert_validation, None)?;
         let mut subscription = self.api.cache.subscribers.join(Arc::clone(&caller.selectors));
         let answer = loop {
