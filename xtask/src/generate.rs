@@ -31,8 +31,9 @@ const FILES: &[&str] = &[
     "countersign_journal.proto",
 ];
 
-/// What the public socket of an agent serves, by the name of its descriptors, and its .proto file.
-const REFLECTED: &[(&str, &str)] = &[("workload.fds", "workload.proto"), ("sds.fds", "envoy_secret.proto")];
+/// What the public socket of an agent serves, by the name of its descriptors, and its .proto files, those of what is wrapped in its
+/// answers too.
+const REFLECTED: &[(&str, &[&str])] = &[("workload.fds", &["workload.proto"]), ("sds.fds", &["envoy_secret.proto", "envoy_tls.proto"])];
 
 /// Writes the generated code below `out`, one file a package, and descriptors: of an agent's public services for reflection, each
 /// alone, and of everything.
@@ -44,8 +45,8 @@ pub(crate) fn generate(proto: &Path, out: &Path) -> Result<(), Box<dyn std::erro
     described.file.iter_mut().for_each(|file| file.source_code_info = None);
     std::fs::write(out.join("all.fds"), described.encode_to_vec())?;
     tonic_prost_build::configure().out_dir(out).emit_rerun_if_changed(false).compile_fds(all)?;
-    for (name, file) in REFLECTED {
-        std::fs::write(out.join(name), protox::compile([file], [proto])?.encode_to_vec())?;
+    for (name, files) in REFLECTED {
+        std::fs::write(out.join(name), protox::compile(*files, [proto])?.encode_to_vec())?;
     }
     Ok(())
 }

@@ -68,6 +68,17 @@ pub async fn services_of(world: &World) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reflection_knows_what_the_secrets_of_envoys_are_made_of() {
+    let world = World::start().await;
+    // They are wrapped in the answers, which do not name them.
+    for name in ["Secret", "SPIFFECertValidatorConfig"] {
+        let question = MessageRequest::FileContainingSymbol(format!("envoy.extensions.transport_sockets.tls.v3.{name}"));
+        let answer = reflect(world.workload().await.channel, question).await;
+        assert!(matches!(answer, MessageResponse::FileDescriptorResponse(_)), "{name}: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wep_01_the_endpoint_is_a_local_socket_that_every_user_may_connect_to() {
     let world = World::start().await;
     let metadata = std::fs::symlink_metadata(world.socket()).unwrap();
