@@ -11,6 +11,7 @@
 )]
 
 mod attestation;
+mod audit_lines;
 mod authorities;
 mod belongings;
 mod clock_steps;
