@@ -15,7 +15,7 @@ use countersign_identity::key::KeyType;
 use countersign_identity::{Timestamp, TrustDomain};
 use countersign_plugins::keys::KeyPair;
 use countersign_store::{Actor, Change, Node};
-use countersign_transport::clock::SystemClock;
+use countersign_transport::clock::{SharedClock, SystemClock};
 use countersign_transport::tcp::TlsIdentity;
 use countersign_wire::agent::agent_server::Agent as _;
 use countersign_wire::agent::{AgentX509svidParams, RenewAgentRequest};
@@ -53,14 +53,18 @@ impl LogLevels for Levels {
 }
 
 /// A server with one agent, called without sockets.
-struct World {
+pub(super) struct World {
     running: crate::Running,
     agent: Arc<TlsIdentity>,
     directory: tempfile::TempDir,
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
+        Self::start_at(Arc::new(SystemClock)).await
+    }
+
+    pub(super) async fn start_at(clock: SharedClock) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path().display();
         let text = format!(
@@ -69,7 +73,7 @@ impl World {
              connection_string = \"{dir}/store.sqlite3\"\n }}\n }}\n KeyManager \"memory\" {{\n plugin_data {{}}\n }}\n}}\n"
         );
         let config = crate::Config::read(countersign_config::parse("server.conf", &text).unwrap()).unwrap();
-        let running = crate::start(&config, Arc::new(SystemClock), Arc::new(Levels)).await.unwrap();
+        let running = crate::start(&config, clock, Arc::new(Levels)).await.unwrap();
         let spiffe_id = trust_domain().with_path("/spire/agent/join_token/a").unwrap();
         let not_after = Timestamp::from_secs(i64::from(u32::MAX));
         let agent = Arc::new(TlsIdentity { spiffe_id: spiffe_id.clone(), serial_number: "1".to_owned(), not_after });
@@ -92,7 +96,7 @@ impl World {
         Self { running, agent, directory }
     }
 
-    fn api(&self) -> &Api {
+    pub(super) fn api(&self) -> &Api {
         &self.running.api
     }
 
@@ -109,7 +113,7 @@ impl World {
         request
     }
 
-    fn entry(&self, path: &str) -> types::Entry {
+    pub(super) fn entry(&self, path: &str) -> types::Entry {
         types::Entry {
             spiffe_id: Some(id::to_wire(&trust_domain().with_path(path).unwrap())),
             parent_id: Some(id::to_wire(&self.agent.spiffe_id)),
@@ -119,9 +123,14 @@ impl World {
     }
 
     async fn create(&self, path: &str) -> String {
-        let request = BatchCreateEntryRequest { entries: vec![self.entry(path)], output_mask: None };
+        self.create_all(vec![self.entry(path)]).await.remove(0)
+    }
+
+    /// Creates entries in one transaction, and returns their IDs.
+    pub(super) async fn create_all(&self, entries: Vec<types::Entry>) -> Vec<String> {
+        let request = BatchCreateEntryRequest { entries, output_mask: None };
         let answer = self.api().batch_create_entry(self.request(Kind::Admin, request)).await.unwrap().into_inner();
-        answer.results[0].entry.clone().unwrap().id
+        answer.results.into_iter().map(|result| result.entry.unwrap().id).collect()
     }
 
     /// What the journal holds, once there are this many records and it is known of each what became of it.

@@ -302,3 +302,6 @@ impl Encoder for AsTheyAre {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
