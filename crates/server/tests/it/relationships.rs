@@ -232,6 +232,9 @@ async fn relationships_are_listed_in_pages_with_what_the_mask_names() {
         }
         assert_eq!((found, sizes), (names.iter().map(|n| web(n)).collect(), pages));
     }
+    let all = ListFederationRelationshipsRequest { page_size: 0, page_token: "b.test".to_owned(), output_mask: None };
+    let all = client.list_federation_relationships(all).await.unwrap().into_inner().federation_relationships;
+    assert_eq!(all.len(), names.len(), "without pages there is no place to begin at");
     let bare = ListFederationRelationshipsRequest { output_mask: Some(NONE), page_size: 1, page_token: "b.test".to_owned() };
     let bare = client.list_federation_relationships(bare).await.unwrap().into_inner().federation_relationships;
     assert_eq!(bare, [FederationRelationship { trust_domain: "c.test".to_owned(), ..FederationRelationship::default() }]);
@@ -240,21 +243,27 @@ async fn relationships_are_listed_in_pages_with_what_the_mask_names() {
 #[tokio::test]
 async fn a_batch_whose_answer_nobody_could_receive_ends_with_what_has_room() {
     let domain = Domain::start().await.unwrap();
-    let names: Vec<String> = (0..40).map(|n| format!("td{n:02}.test")).collect();
-    // Each bundle has about 200 KiB, more than forty of which no client takes.
-    for name in &names {
+    // Each bundle has about 200 KiB, more than forty of which no client takes; those of 10 KiB fill what they leave.
+    let sizes = std::iter::repeat_n(400, 40).chain(std::iter::repeat_n(20, 20));
+    let names: Vec<String> = (0..60).map(|n| format!("td{n:02}.test")).collect();
+    for (name, authorities) in names.iter().zip(sizes) {
         let foreign = Foreign::new(name);
         let mut bundle = foreign.wire(1);
-        bundle.x509_authorities = (0..400).map(|_| Foreign::new(name).wire(1).x509_authorities.remove(0)).collect();
+        bundle.x509_authorities = (0..authorities).map(|_| Foreign::new(name).wire(1).x509_authorities.remove(0)).collect();
         let with = FederationRelationship { trust_domain_bundle: Some(bundle), ..web(name) };
         create(&domain, vec![with]).await[0].as_ref().unwrap();
     }
+    // Before and behind them many that are refused, which take their room as well.
+    let unknown = |n: usize| web(&format!("unknown{n}.test"));
+    let known = names.iter().map(|n| web(n));
     let request = BatchUpdateFederationRelationshipRequest {
-        federation_relationships: names.iter().map(|n| web(n)).collect(),
+        federation_relationships: (0..400).map(unknown).chain(known).chain((0..400).map(unknown)).collect(),
         ..BatchUpdateFederationRelationshipRequest::default()
     };
     let results = client(&domain).await.batch_update_federation_relationship(request).await.unwrap().into_inner().results;
-    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(|r| r.status.as_ref().unwrap().code == 0);
+    let (unknown, known): (Vec<_>, Vec<_>) = results.into_iter().partition(|r| r.status.as_ref().unwrap().code == 5);
+    assert_eq!(unknown.len(), 800);
+    let (done, refused): (Vec<_>, Vec<_>) = known.into_iter().partition(|r| r.status.as_ref().unwrap().code == 0);
     assert!(!done.is_empty() && !refused.is_empty());
     for result in refused {
         assert_eq!(result.status.unwrap().message, "the answer has no room for this relationship; send it in a smaller batch");
