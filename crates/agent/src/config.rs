@@ -387,3 +387,6 @@ fn read_plugins(mut plugins: Section, token: Option<Zeroizing<String>>, fingerpr
     plugins.finish()?;
     Ok((key_manager, node_attestor, workload_attestors))
 }
+
+#[cfg(test)]
+mod tests;

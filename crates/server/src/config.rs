@@ -368,3 +368,6 @@ fn read_datastore(plugins: &mut Section, fingerprint: &mut Fingerprint) -> Resul
     data.finish()?;
     Ok(PathBuf::from(path))
 }
+
+#[cfg(test)]
+mod tests;

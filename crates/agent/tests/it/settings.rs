@@ -95,6 +95,19 @@ fn sources_that_exclude_each_other_or_make_no_sense_are_refused_in_spires_words(
             "agent.conf:5: `agent.trust_bundle_spiffe_workload_api`: trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: it must start with `unix://` or `tcp://`"
         ],
     );
+    refused(
+        "trust_bundle_spiffe_workload_api = \"unix:run/a.sock\"",
+        &expect![
+            "agent.conf:5: `agent.trust_bundle_spiffe_workload_api`: trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: the path must be absolute"
+        ],
+    );
+    let long = "s".repeat(200);
+    refused(
+        &format!("trust_bundle_url = \"http://b\"\n trust_bundle_unix_socket = \"/{long}\""),
+        &expect![
+            "agent.conf:6: `agent.trust_bundle_unix_socket`: socket path `/ssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssssss` has 201 bytes, more than the 107 the kernel allows; choose a shorter directory"
+        ],
+    );
 }
 
 /// With a source that is good.

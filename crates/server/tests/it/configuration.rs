@@ -215,6 +215,12 @@ fn what_must_be_there_is_asked_for() {
         expect![[r#"server.conf:9: `plugins.DataStore "sql".plugin_data.connection_string`: expected the path of a file"#]],
     );
     whole(
+        &store("database_type = \"sqlite3\"\nconnection_string = \"/tmp/none/s\"\nro_connection_string = \"/tmp/none/r\""),
+        expect![[r#"
+            server.conf:10: `plugins.DataStore "sql".plugin_data.ro_connection_string`: is for databases that are reached over a network
+            hint: leave it out; `sqlite3` is a file"#]],
+    );
+    whole(
         &store("database_type = \"sqlite3\"\nconnection_string = \"/tmp/none/s\""),
         expect![[r#"
         server.conf:5: `plugins`: exactly one KeyManager must be configured
@@ -422,6 +428,18 @@ fn relationships_of_the_configuration_are_read_and_what_is_still_to_come_is_said
         expect![[
             r#"server.conf:7: `server.federation.federates_with "one.test".bundle_endpoint_profile "https_wep"`: there is no profile `https_wep`, expected https_web or https_spiffe"#
         ]],
+    );
+    federation(
+        &relationship("one.test", &format!("{web}\n      {}", spiffe("endpoint_spiffe_id = \"spiffe://one.test/e\"").replace(url, ""))),
+        expect![[r#"
+            server.conf:5: `server.federation.federates_with "one.test"`: exactly one bundle_endpoint_profile must be set
+            hint: add `bundle_endpoint_profile "https_web" {}` or `bundle_endpoint_profile "https_spiffe" { endpoint_spiffe_id = "…" }`"#]],
+    );
+    federation(
+        &relationship("one.test", &web.replace("{}", "{\n        endpoint_spiffe_id = \"spiffe://one.test/endpoint\"\n      }")),
+        expect![[r#"
+            server.conf:8: unknown configuration detected: `server.federation.federates_with "one.test".bundle_endpoint_profile "https_web".endpoint_spiffe_id`
+            hint: nothing can be set here"#]],
     );
     federation(
         &relationship("one.test", &spiffe("")),

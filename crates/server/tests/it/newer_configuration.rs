@@ -149,6 +149,11 @@ fn what_cannot_be_honoured_is_refused_with_what_to_do() {
         ],
     );
     experimental(
+        "\"3s\"\n        full_cache_reload_interval = \"12h\"",
+        "\"24h\"",
+        &expect!["server.conf:37: `Server.experimental`: cache_reload_interval must be shorter than 86400s"],
+    );
+    experimental(
         "\"6h\"",
         "\"6 hours\"",
         &expect![
