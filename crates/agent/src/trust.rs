@@ -53,3 +53,41 @@ pub(crate) fn ended_last(held: &Bundle, seen: &Bundle, now: Timestamp) -> Vec<Ce
 fn newest(bundle: &Bundle) -> Option<Timestamp> {
     bundle.x509_authorities().iter().map(|a| a.certificate.not_before).max()
 }
+
+#[cfg(test)]
+mod tests {
+    use countersign_testkit::scripted::{Authority, bundle_of};
+
+    use super::*;
+
+    /// One that begins at this second.
+    fn authority(begins: i64) -> Authority {
+        Authority::new(Timestamp::from_secs(begins), Timestamp::from_secs(begins + 1000)).expect("an authority")
+    }
+
+    #[test]
+    fn only_an_authority_that_begins_later_than_all_that_was_seen_is_believed() {
+        let (held, ended) = (authority(100), authority(200));
+        let (known, seen) = (bundle_of(&[&held]).expect("a bundle"), bundle_of(&[&held, &ended]).expect("a bundle"));
+        let believed = |found: &[&Authority]| {
+            let kept = successor(&known, &seen, &bundle_of(found).expect("a bundle"))?;
+            Some(kept.x509_authorities().iter().map(|a| a.certificate.not_before.secs()).collect::<Vec<_>>())
+        };
+        // The ended one came after the one that is held, and was withdrawn; another of the same second may be it, made again.
+        for old in [&authority(50), &authority(100), &authority(200), &ended] {
+            assert_eq!(believed(&[old, &held]), None);
+        }
+        assert_eq!(believed(&[&held, &authority(201), &authority(200)]), Some(vec![100, 201]));
+        let mut tainted = Bundle::empty(known.trust_domain().clone());
+        tainted.add_x509_authority(held.certificate.clone(), true).expect("added");
+        let kept = successor(&tainted, &seen, &bundle_of(&[&held, &authority(201)]).expect("a bundle")).expect("news");
+        assert_eq!(kept.x509_authorities().iter().map(|a| a.tainted).collect::<Vec<_>>(), [true, false], "no file lifts a taint");
+    }
+
+    #[test]
+    fn of_a_file_without_end_no_more_is_read_than_shows_that_it_is_too_long() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(1 << 28).expect("long");
+        assert_eq!(read_limited(file.path()).expect("read").len(), BUNDLE_BYTES_MAX + 1);
+    }
+}

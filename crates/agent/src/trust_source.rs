@@ -279,4 +279,16 @@ mod tests {
         assert_eq!(source.to_string(), "https://example.org/bundle");
         assert_eq!(format!("{source:?}"), "TrustSource(https://example.org/bundle)");
     }
+
+    #[tokio::test]
+    async fn a_document_without_authorities_is_no_bundle() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "{\"keys\": []}").expect("written");
+        let trust_domain = TrustDomain::parse("example.org").expect("a name");
+        let (server, started) = (("localhost".to_owned(), 8081), Timestamp::from_secs(0));
+        let attempt = Attempt { again: false, number: 0, started, server: &server, trust_domain: &trust_domain };
+        let source = TrustSource { place: Place::File(file.path().to_owned()), spiffe_format: true };
+        let refused = source.read(&attempt).await.expect_err("nothing can be trusted by it");
+        assert!(refused.ends_with("no certificates found in trust bundle"), "{refused}");
+    }
 }

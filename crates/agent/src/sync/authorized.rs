@@ -155,3 +155,6 @@ fn usable(message: &types::Entry) -> Option<Arc<Entry>> {
 fn is_stale(known: &Entry, revision: &EntryRevision) -> bool {
     known.revision_number != revision.revision_number || (revision.created_at != 0 && known.created_at.secs() != revision.created_at)
 }
+
+#[cfg(test)]
+mod tests;
