@@ -42,17 +42,22 @@ fn listed<'a>(file: &'a Value, name: &str) -> Result<&'a [Value], Failure> {
 
 fn read_json(path: &Path) -> Result<Value, Failure> {
     let failed = |e: String| Failure::new(format!("cannot read `{}`: {e}", path.display()));
-    let mut text = String::new();
-    let limit = FILE_BYTES_MAX + 1;
-    let read = if path == Path::new("-") {
-        std::io::stdin().take(limit).read_to_string(&mut text)
+    let text = if path == Path::new("-") {
+        whole(std::io::stdin(), FILE_BYTES_MAX)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
+        std::fs::File::open(path).map_err(|e| e.to_string()).and_then(|file| whole(file, FILE_BYTES_MAX))
     };
-    if read.map_err(|e| failed(e.to_string()))? as u64 > FILE_BYTES_MAX {
-        return Err(failed(format!("it has more than the {FILE_BYTES_MAX} bytes allowed; send it in several files")));
-    }
+    let text = text.map_err(failed)?;
     serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
+}
+
+/// All of it, if it is no longer than this; never a part.
+fn whole(input: impl std::io::Read, max: u64) -> Result<String, String> {
+    let mut text = String::new();
+    if input.take(max + 1).read_to_string(&mut text).map_err(|e| e.to_string())? as u64 > max {
+        return Err(format!("it has more than the {max} bytes allowed; send it in several files"));
+    }
+    Ok(text)
 }
 
 fn read_entry(value: &Value, unknown: UnknownMembers) -> Result<types::Entry, String> {
@@ -205,5 +210,19 @@ mod tests {
         assert_eq!(read(r#"{"IDs": ["a"]}"#), Ok(vec!["a".to_owned()]));
         assert_eq!(read(r#"{"ids": [1, 2]}"#), Err("`ids` has an item that is not a text".to_owned()));
         assert_eq!(read(r#"{"ids": "a"}"#), Err("`ids` is not a list".to_owned()));
+    }
+
+    #[test]
+    fn a_member_nobody_knows_is_refused_where_it_is_a_mistake_and_passed_over_where_spire_does() {
+        let entry = json!({"spiffe_id": "spiffe://example.org/web", "parent_id": "spiffe://example.org/node", "selector": []});
+        assert_eq!(read_entry(&entry, UnknownMembers::Refused).expect_err("refused"), "unknown member `selector`");
+        assert!(read_entry(&entry, UnknownMembers::Ignored).is_ok());
+    }
+
+    #[test]
+    fn a_file_is_read_to_its_last_byte_or_refused_and_never_cut() {
+        assert_eq!(whole("ünf".as_bytes(), 4).expect("read"), "ünf");
+        let refused = whole("ünf!".as_bytes(), 4).expect_err("refused");
+        assert_eq!(refused, "it has more than the 4 bytes allowed; send it in several files");
     }
 }

@@ -30,3 +30,6 @@ pub(super) fn load(given: &Given, block: &str, default: &str, flags: &[Flag], se
     }
     Ok(top)
 }
+
+#[cfg(test)]
+mod tests;

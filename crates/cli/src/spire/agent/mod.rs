@@ -2,7 +2,7 @@
 
 mod admin;
 mod fetch;
-mod run;
+pub(super) mod run;
 mod watch;
 
 use super::command::{Command, Manner, Work};

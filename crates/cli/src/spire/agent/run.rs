@@ -11,7 +11,7 @@ use crate::run::run_agent;
 /// How `validate` speaks of errors.
 pub(super) const INVALID: Manner = Manner { prefix: "SPIRE agent configuration file is invalid: ", ..Manner::PLAIN };
 
-pub(super) const FLAGS: &[Flag] = &[
+pub(in crate::spire) const FLAGS: &[Flag] = &[
     Flag { name: "config", kind: Kind::Text, default: DEFAULT, help: "Configuration file." },
     flag("expandEnv", Kind::Switch, "Replace $NAME and ${NAME} in the file by environment variables."),
     flag("allowUnauthenticatedVerifiers", Kind::Switch, "Give the bundle to processes without an identity too."),
@@ -36,7 +36,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag("trustDomain", Kind::Text, "The trust domain."),
 ];
 /// Flags, and the keys of the `agent` block whose place they take.
-const SETTINGS: &[(&str, &str)] = &[
+pub(in crate::spire) const SETTINGS: &[(&str, &str)] = &[
     ("allowUnauthenticatedVerifiers", "allow_unauthenticated_verifiers"),
     ("dataDir", "data_dir"),
     ("disableSDSAPI", "disable_sds_api"),

@@ -9,7 +9,7 @@ mod federation;
 pub(super) mod health;
 pub(super) mod logger;
 pub(super) mod mint;
-mod run;
+pub(super) mod run;
 mod token;
 
 use countersign_identity::SpiffeId;
@@ -197,5 +197,21 @@ fn read(path: Option<&str>) -> Result<Vec<u8>, Failure> {
         }
         Ok(_) => Ok(bytes),
         Err(error) => Err(Failure::new(format!("{about}{}", go::system_error(&error.to_string())))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_to_its_last_byte_or_refused_and_never_cut() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().display().to_string();
+        file.as_file().set_len(INPUT_BYTES_MAX).expect("long");
+        assert_eq!(read(Some(&path)).expect("read").len() as u64, INPUT_BYTES_MAX);
+        file.as_file().set_len(INPUT_BYTES_MAX + 1).expect("longer");
+        let refused = read(Some(&path)).expect_err("refused").to_string();
+        assert_eq!(refused, format!("open {path}: it has more than the {INPUT_BYTES_MAX} bytes allowed"));
     }
 }

@@ -11,7 +11,7 @@ use crate::run::run_server;
 /// How `validate` speaks of errors.
 pub(super) const INVALID: Manner = Manner { prefix: "SPIRE server configuration file is invalid: ", ..Manner::PLAIN };
 
-pub(super) const FLAGS: &[Flag] = &[
+pub(in crate::spire) const FLAGS: &[Flag] = &[
     flag("config", Kind::Text, "Configuration file; conf/server/server.conf unless given."),
     flag("expandEnv", Kind::Switch, "Replace $NAME and ${NAME} in the file by environment variables."),
     flag("bindAddress", Kind::Text, "IP address to listen on."),
@@ -25,7 +25,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag("trustDomain", Kind::Text, "The trust domain."),
 ];
 /// Flags, and the keys of the `server` block whose place they take.
-const SETTINGS: &[(&str, &str)] = &[
+pub(in crate::spire) const SETTINGS: &[(&str, &str)] = &[
     ("bindAddress", "bind_address"),
     ("serverPort", "bind_port"),
     ("dataDir", "data_dir"),
