@@ -225,6 +225,7 @@ mod tests {
             ("2001:db8::/32", "2001:db9::1", false),
             ("::/0", "2001:db8::1", true),
             ("::/0", "10.0.0.1", false),
+            ("2001:db8::/64", "10.0.0.1", false),
         ] {
             assert_eq!(contains(range, address), expected, "{range} and {address}");
         }
