@@ -2,6 +2,7 @@
 
 use countersign_identity::key::KeyType;
 use countersign_plugins::keys::KeyPair;
+use countersign_testkit::log::Log;
 use countersign_transport::clock::SystemClock;
 use countersign_wire::agent::agent_client::AgentClient;
 use countersign_wire::agent::{
@@ -46,7 +47,7 @@ async fn said(node: Option<&NodeIdentity>, lines: usize, expected: Expect) {
 }
 
 fn audit() -> Vec<String> {
-    Log::lines().into_iter().filter(|line| line.contains(" message=API accessed ")).collect()
+    Log::lines("", " message=API accessed ")
 }
 
 fn named(line: &str, node: Option<&NodeIdentity>) -> String {
