@@ -42,7 +42,7 @@ fn starting_over_is_off_unless_it_is_asked_for() {
 #[test]
 fn what_is_open_to_others_is_what_the_file_opens() {
     let closed = good("");
-    assert!(!closed.allow_unauthenticated_verifiers && !closed.disable_workload_api);
+    assert!(!closed.allow_unauthenticated_verifiers && closed.has_workload_api);
     assert!(closed.allowed_foreign_jwt_claims.is_empty() && closed.authorized_delegates.is_empty() && closed.log_selectors.is_empty());
     assert_eq!((closed.availability_target, closed.workload_key_type), (None, KeyType::EcP256));
     let open = good(
@@ -50,7 +50,7 @@ fn what_is_open_to_others_is_what_the_file_opens() {
          allowed_foreign_jwt_claims = [\"iss\", \"nbf\"]\n authorized_delegates = [\"spiffe://example.org/cni\"]\n \
          log_selectors = [\"unix:uid\"]\n availability_target = \"24h\"\n workload_x509_svid_key_type = \"rsa-2048\"",
     );
-    assert!(open.allow_unauthenticated_verifiers && open.disable_workload_api);
+    assert!(open.allow_unauthenticated_verifiers && !open.has_workload_api);
     assert_eq!((open.allowed_foreign_jwt_claims, open.log_selectors), (vec!["iss".into(), "nbf".into()], vec!["unix:uid".into()]));
     assert_eq!(open.authorized_delegates.first().map(SpiffeId::as_str), Some("spiffe://example.org/cni"));
     assert_eq!((open.availability_target, open.workload_key_type), (Some(AVAILABILITY_TARGET_MIN), KeyType::Rsa2048));

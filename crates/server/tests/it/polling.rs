@@ -11,7 +11,6 @@ use countersign_wire::entry_api::{BatchCreateEntryRequest, GetAuthorizedEntriesR
 use countersign_wire::types::{BundleMask, Entry, EntryMask};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::world::{self, Domain, Foreign, NodeIdentity, entry, spiffe_id};
@@ -204,26 +203,6 @@ async fn a_kept_answer_ends_with_whatever_concerns_its_agent() {
     let fuller = GetAuthorizedEntriesRequest { output_mask: None };
     let fuller = EntryClient::new(agent.channel.clone()).get_authorized_entries(fuller).await.unwrap().into_inner().entries;
     assert!(fuller.iter().all(|e| e.parent_id.is_some()));
-}
-
-#[tokio::test]
-async fn an_exchange_that_does_not_begin_as_one_is_refused_in_spires_words() {
-    let domain = Domain::start().await.unwrap();
-    let node = world::node(&domain).await;
-    let channel = domain.connect(Some(&node)).await.unwrap();
-    let refused = async |first: SyncAuthorizedEntriesRequest| {
-        let mut client = EntryClient::new(channel.clone());
-        let refused = match client.sync_authorized_entries(tokio_stream::once(first)).await {
-            Ok(pages) => pages.into_inner().message().await.unwrap_err(),
-            Err(refused) => refused,
-        };
-        (refused.code(), refused.message().to_owned())
-    };
-    let with_ids = SyncAuthorizedEntriesRequest { output_mask: None, ids: vec!["one".to_owned()] };
-    let text = "specifying IDs on initial request is not supported";
-    assert_eq!(refused(with_ids).await, (Code::InvalidArgument, text.to_owned()));
-    let without_revision = SyncAuthorizedEntriesRequest { output_mask: Some(EntryMask::default()), ids: Vec::new() };
-    assert_eq!(refused(without_revision).await, (Code::InvalidArgument, "revision number cannot be masked".to_owned()));
 }
 
 #[tokio::test]
