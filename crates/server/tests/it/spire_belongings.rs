@@ -64,6 +64,23 @@ async fn the_datastore_of_a_spire_server_is_left_byte_for_byte() {
     assert!(error.to_string().ends_with("holds a SPIRE datastore, which is never touched"), "{error}");
 }
 
+/// The likeliest mistake of a migration: SPIRE's server still runs.
+#[tokio::test]
+async fn the_datastore_of_a_spire_server_that_runs_is_left_alone_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(DATASTORE);
+    std::fs::copy(spires(DATASTORE), &path).unwrap();
+    let owner = rusqlite::Connection::open(&path).unwrap();
+    owner.execute_batch("PRAGMA journal_mode=WAL; UPDATE bundles SET updated_at = updated_at;").unwrap();
+    let names = || -> BTreeSet<_> { std::fs::read_dir(directory.path()).unwrap().map(|item| item.unwrap().file_name()).collect() };
+    let (before, file) = (names(), std::fs::read(&path).unwrap());
+    let started = countersign_server::start(&config(directory.path()), Arc::new(SystemClock), Arc::new(FixedLevels)).await;
+    let error = started.expect_err("it must not start on what is SPIRE's");
+    assert!(error.to_string().ends_with("holds a SPIRE datastore, which is never touched"), "{error}");
+    assert_eq!((names(), std::fs::read(&path).unwrap()), (before, file));
+    owner.execute_batch("UPDATE bundles SET updated_at = updated_at;").unwrap();
+}
+
 #[tokio::test]
 async fn the_keys_of_a_spire_server_are_left_byte_for_byte() {
     let error = refused(&[KEYS]).await;

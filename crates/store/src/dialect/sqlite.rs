@@ -60,15 +60,23 @@ impl Sqlite {
 }
 
 /// Refuses what has tables that are not ours, so that nothing is left beside it: an ordinary reader makes a write-ahead log
-/// and its index. What cannot be looked at in this way, perhaps because its owner holds it, is refused when it is opened.
+/// and its index. What cannot be looked at at all is refused when it is opened.
 ///
 /// # Errors
 /// It is a SPIRE datastore, or somebody else's.
 pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
-    let opened = if log_of(path).exists() { look_with_log(path) } else { look_at_file(path) };
-    let Ok(tables) = opened.and_then(|connection| tables(&connection)) else { return Ok(()) };
+    let look = |opened: Result<Connection, rusqlite::Error>| opened.and_then(|connection| tables(&connection));
+    let looked = if log_of(path).exists() {
+        // Whoever holds it has made both files already.
+        look(look_with_log(path)).or_else(|_| look(Connection::open_with_flags(path, READ_ONLY)))
+    } else {
+        look(look_at_file(path))
+    };
+    let Ok(tables) = looked else { return Ok(()) };
     refuse_tables(&tables, &path.display().to_string())
 }
+
+const READ_ONLY: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();
@@ -80,8 +88,7 @@ fn log_of(path: &Path) -> PathBuf {
 fn look_at_file(path: &Path) -> Result<Connection, rusqlite::Error> {
     let shown = path.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(path.to_owned()))?;
     let escaped = shown.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+    Connection::open_with_flags(format!("file:{escaped}?immutable=1"), READ_ONLY | OpenFlags::SQLITE_OPEN_URI)
 }
 
 /// With what a process that ended left in its log, which is neither folded in nor removed. Alone with the file, SQLite keeps
