@@ -17,7 +17,7 @@ use crate::sync::Sync;
 
 /// How long a token waits for the bundle that has its key. A server of ours pushes that at the same time; one of SPIRE's
 /// publishes a key long before it signs with it, and who is asked at intervals may take longer than anybody wants to wait.
-const KEY_PATIENCE: Duration = Duration::from_secs(1);
+const KEY_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a token is kept under: the order of audiences does not matter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,19 +92,16 @@ impl Jwts {
         sorted.sort_unstable();
         let key = Key { entry_id: entry.id.clone(), audience: sorted };
         let now = self.clock.now();
-        let kept = self.find(&key, entry, now);
-        if let Some(kept) = &kept
-            && !kept.is_nearly_over(now)
-        {
+        if let Some(kept) = self.find(&key, entry, now).filter(|kept| !kept.is_nearly_over(now)) {
             if kept.renew_at <= now {
                 self.renew_behind(key, entry, audience, facts);
             }
-            return Ok(kept.clone());
+            return Ok(kept);
         }
-        match self.fetch_new(key, entry, audience, facts).await {
+        match self.fetch_new(key.clone(), entry, audience, facts).await {
             Ok(new) => Ok(new),
-            // A token with a little life left is better than none.
-            Err(status) => kept.ok_or(status),
+            // A token with a little life left is better than none, unless its authority has gone meanwhile.
+            Err(status) => self.find(&key, entry, self.clock.now()).ok_or(status),
         }
     }
 

@@ -78,11 +78,11 @@ struct Failures {
 }
 
 impl Failures {
-    /// Whether one more is said, and how many were not, before it, in the last minute that had some.
-    fn one_more(&mut self, now: Duration) -> (bool, u32) {
-        let mut unsaid = 0;
-        if now.saturating_sub(self.since) >= FAILURES_EVERY {
-            unsaid = self.unsaid;
+    /// Whether one more is said, and of the last minute that had some: how many were not, and how long ago it began.
+    fn one_more(&mut self, now: Duration) -> (bool, Option<(u32, Duration)>) {
+        let (mut unsaid, age) = (None, now.saturating_sub(self.since));
+        if age >= FAILURES_EVERY {
+            unsaid = (self.unsaid > 0).then_some((self.unsaid, age));
             *self = Self { since: now, ..Self::default() };
         }
         let is_said = self.said < FAILURES_SAID_MAX;
@@ -355,8 +355,13 @@ impl Rotator {
                 }
                 let (is_said, unsaid) = plan.failures.one_more(self.clock.steady());
                 drop(plan);
-                if unsaid > 0 {
-                    tracing::warn!(count = unsaid, "More X509 SVIDs could not be minted; level debug has each");
+                if let Some((count, age)) = unsaid {
+                    let began_ago = format!("{}s", age.as_secs());
+                    tracing::warn!(
+                        count,
+                        began_ago,
+                        "More X509 SVIDs could not be minted in the last minute with failures; level debug has each"
+                    );
                 }
                 macro_rules! failed {
                     ($level:ident) => {
@@ -456,9 +461,13 @@ mod tests {
         let (mut failures, minute) = (Failures::default(), FAILURES_EVERY);
         let said = (0..700).filter(|_| failures.one_more(minute).0).count();
         assert_eq!(said, 20);
-        assert_eq!(failures.one_more(minute + minute - Duration::from_nanos(1)), (false, 0));
-        assert_eq!(failures.one_more(minute + minute), (true, 681), "those before are counted");
-        assert_eq!(failures.one_more(minute * 3), (true, 0), "once");
+        assert_eq!(failures.one_more(minute + minute - Duration::from_nanos(1)), (false, None));
+        assert_eq!(
+            failures.one_more(minute * 9),
+            (true, Some((681, minute * 8))),
+            "those before are counted, and it is said when that was"
+        );
+        assert_eq!(failures.one_more(minute * 10), (true, None), "once");
     }
 
     struct Failing;

@@ -7,6 +7,7 @@ use countersign_identity::pem;
 use countersign_identity::x509::Certificate;
 use countersign_plugins::keys::KeyPair;
 use countersign_testkit::domain::until;
+use countersign_testkit::log::Log;
 use countersign_testkit::workload::Workload;
 use countersign_wire::discovery::{DiscoveryRequest, DiscoveryResponse};
 use countersign_wire::envoy_core::data_source::Specifier;
@@ -228,6 +229,7 @@ async fn the_block_sds_gives_other_names_and_switches_the_validator_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_tells_what_is_asked_for_and_what_changes_and_nothing_twice() {
+    Log::listen();
     let world = World::start().await;
     let (_, entry) = federated(&world).await;
     let channel = world.workload().await.channel;
@@ -240,8 +242,15 @@ async fn a_stream_tells_what_is_asked_for_and_what_changes_and_nothing_twice() {
     // Acknowledged; refused; about an answer that never was, with other names: nothing of it is answered.
     stream.say(about(&first, "1", &["default"])).await;
     let error_detail = Some(rpc::Status { code: 13, message: "no good".to_owned(), details: Vec::new() });
-    stream.say(DiscoveryRequest { error_detail, ..about(&first, "", &["default"]) }).await;
+    let nack = DiscoveryRequest { error_detail, ..about(&first, "", &["default"]) };
+    for _ in 0..3 {
+        stream.say(nack.clone()).await;
+    }
     stream.say(DiscoveryRequest { response_nonce: "00000000".to_owned(), ..about(&first, "1", &["ROOTCA"]) }).await;
+    Log::says("WARN", "Received unexpected nonce; ignoring request").await.unwrap();
+    for line in ["Envoy reported errors applying secrets", "Client rejected expected version and rolled back"] {
+        assert_eq!(Log::count("ERROR", line), 1, "{line}, once for an answer");
+    }
 
     let entry = world.update(&entry, |entry| entry.dns_names = vec!["web.test".to_owned()]).await;
     let second = next(&mut stream.answers).await;

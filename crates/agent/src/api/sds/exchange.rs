@@ -59,13 +59,22 @@ pub(super) struct Exchange {
     /// Counts changes of what the caller may have, as SPIRE's does; a change of what is asked for makes no version.
     version: u64,
     nonce: Option<String>,
-    /// Whether a request about an answer that is not the last was told of since the last: one line is enough.
-    warned: bool,
+    /// What of the requests about it was said since the last answer, once each: an honest Envoy refuses an answer once, and
+    /// others can send as much as they like.
+    said: Said,
+}
+
+/// Lines that were written since the last answer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Said {
+    other_nonce: bool,
+    refused: bool,
+    other_version: bool,
 }
 
 impl Exchange {
     pub(super) fn new(disabled: bool) -> Self {
-        Self { disabled, asked: None, is_due: false, version: 0, nonce: None, warned: false }
+        Self { disabled, asked: None, is_due: false, version: 0, nonce: None, said: Said::default() }
     }
 
     pub(super) fn asked(&self) -> Option<&Asked> {
@@ -81,20 +90,22 @@ impl Exchange {
         let names = shown(request.resource_names.iter().map(String::as_str));
         let (version_info, nonce) = (cut(&request.version_info), cut(&request.response_nonce));
         tracing::debug!(service = SERVICE, resource_names = names, version_info, nonce, "Received StreamSecrets request");
-        if let Some(error) = &request.error_detail {
+        if let Some(error) = &request.error_detail
+            && !std::mem::replace(&mut self.said.refused, true)
+        {
             let error = cut(&error.message);
             tracing::error!(service = SERVICE, resource_names = names, error, "Envoy reported errors applying secrets");
         }
         if let Some(expect) = &self.nonce {
             if *expect != request.response_nonce {
                 // About an answer before the last: the one about the last is on its way.
-                if !std::mem::replace(&mut self.warned, true) {
+                if !std::mem::replace(&mut self.said.other_nonce, true) {
                     tracing::warn!(service = SERVICE, nonce, expect, "Received unexpected nonce; ignoring request");
                 }
                 return Ok(());
             }
             let expect = self.version.to_string();
-            if request.version_info != expect {
+            if request.version_info != expect && !std::mem::replace(&mut self.said.other_version, true) {
                 tracing::error!(service = SERVICE, version_info, expect, "Client rejected expected version and rolled back");
             }
         }
@@ -108,7 +119,7 @@ impl Exchange {
     /// Notes an answer, and returns its version.
     pub(super) fn answered(&mut self, is_news: bool, nonce: String) -> String {
         self.version += u64::from(is_news);
-        (self.nonce, self.is_due, self.warned) = (Some(nonce), false, false);
+        (self.nonce, self.is_due, self.said) = (Some(nonce), false, Said::default());
         self.version.to_string()
     }
 }
