@@ -281,6 +281,21 @@ pub async fn make_tokens(admin: &Path, count: usize) -> Vec<String> {
     tasks.join_all().await.concat()
 }
 
+/// So many nodes join, some at once.
+pub async fn join_fleet(target: &Target, count: usize) {
+    let tokens = make_tokens(target.admin.as_ref().unwrap(), count).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for tokens in tokens.chunks(count.div_ceil(32)) {
+        let (target, tokens) = (target.clone(), tokens.to_vec());
+        tasks.spawn(async move {
+            for token in tokens {
+                node(&target, &token).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
 /// Streams that got their first message and are held open, each on a connection of its own.
 pub async fn hold_streams(target: &Target, count: usize) -> Vec<Streaming<X509svidResponse>> {
     let mut held = Vec::new();

@@ -37,8 +37,21 @@ fn main() {
 }
 
 async fn figures(wanted: &[String]) {
-    let all: &[&str] =
-        &["start", "memory", "push", "x509-workload", "jwt-workload", "attest", "entries", "polling", "x509", "jwt", "journal", "explain"];
+    let all: &[&str] = &[
+        "start",
+        "memory",
+        "push",
+        "x509-workload",
+        "jwt-workload",
+        "attest",
+        "entries",
+        "listing",
+        "polling",
+        "x509",
+        "jwt",
+        "journal",
+        "explain",
+    ];
     let chosen: Vec<&str> = if wanted.is_empty() { all.to_vec() } else { wanted.iter().map(String::as_str).collect() };
     println!("machine: {}; file sync: {:?} median, {:?} p99", measure::machine(), measure::sync_time().0, measure::sync_time().1);
     for name in chosen {
@@ -50,6 +63,7 @@ async fn figures(wanted: &[String]) {
             "jwt-workload" => against_bare(name, 0.31, load::Kind::JwtWorkload).await,
             "attest" => against_bare(name, 0.70, load::Kind::Attest).await,
             "entries" => entries().await,
+            "listing" => listed().await,
             "polling" => polled().await,
             "x509" => {
                 against_bare("x509, one a call", 0.70, load::Kind::X509 { batch: 1 }).await;
@@ -150,6 +164,19 @@ async fn entries() {
         median(walls),
         median(costs)
     );
+}
+
+async fn listed() {
+    const ROWS: usize = 10_000;
+    let product = process::Product::start(load::Kind::Attest).await;
+    load::join_fleet(&product.target(load::Kind::Attest), ROWS).await;
+    load::create_entries(&product.server_socket(), ROWS, 50, 4).await;
+    for (what, arguments) in [("entry show", ["entry", "show"]), ("agent list", ["agent", "list"])] {
+        for form in ["pretty", "json"] {
+            let took = (0..5).map(|_| process::spire_server(&product.server_socket(), &arguments, form, ROWS).as_secs_f64()).collect();
+            println!("spire-server {what} -output {form}, {ROWS} rows, the whole command: {:.2} s (reach 1)", median(took));
+        }
+    }
 }
 
 async fn polled() {

@@ -199,6 +199,19 @@ pub fn explain_command(admin_socket: &Path, pid: u32) -> Duration {
     took
 }
 
+/// How long a command of SPIRE's command line takes that lists so many rows and a few more.
+pub fn spire_server(socket: &Path, arguments: &[&str], form: &str, rows: usize) -> Duration {
+    let directory = tempfile::tempdir().unwrap();
+    let name = directory.path().join("spire-server");
+    std::os::unix::fs::symlink(binary(), &name).unwrap();
+    let begun = Instant::now();
+    let output = Command::new(name).args(arguments).args(["-output", form, "-socketPath"]).arg(socket).output().unwrap();
+    let took = begun.elapsed();
+    let ids = String::from_utf8_lossy(&output.stdout).matches(if form == "json" { "\"trust_domain\"" } else { "SPIFFE ID" }).count();
+    assert!(output.status.success() && ids >= rows, "{ids} of {rows}: {}", String::from_utf8_lossy(&output.stderr));
+    took
+}
+
 /// What `up` says of itself, from nothing.
 pub fn up_millis() -> f64 {
     use std::io::BufRead as _;
