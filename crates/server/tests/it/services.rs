@@ -11,7 +11,7 @@ use crate::world::Domain;
 
 /// Services of these files that no server serves.
 const NOT_THE_SERVERS: &[&str] =
-    &["/SpiffeWorkloadAPI/", "/countersign.agent.admin.v1.Admin/", "/spire.agent.debug.v1.Debug/", "/spire.api.agent."];
+    &["/SpiffeWorkloadAPI/", "/envoy.", "/countersign.agent.admin.v1.Admin/", "/spire.agent.debug.v1.Debug/", "/spire.api.agent."];
 
 /// Services that come with gRPC and have no `.proto` file here.
 const OF_GRPC: &[&str] = &["/grpc.health.v1.Health/"];
