@@ -26,7 +26,7 @@ use crate::other_workload_api::OtherWorkloadApi;
 use crate::ratelimit;
 use crate::trust_source::TrustSource;
 
-pub(crate) use sds::Sds;
+pub(crate) use sds::{RESOURCE_NAME_BYTES_MAX, Sds};
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// SVIDs held for workloads by default, as in SPIRE.

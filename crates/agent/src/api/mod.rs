@@ -13,7 +13,6 @@ mod security_header;
 mod workload;
 
 pub(crate) use admin::Admin;
-pub(crate) use sds::RESOURCE_NAME_BYTES_MAX;
 pub(crate) use security_header::SecurityHeaderLayer;
 
 use std::sync::Arc;

@@ -1,8 +1,10 @@
 //! The block `sds`: under which names Envoys get what has no name of its own, and how they are to verify others.
 
 use countersign_config::{ConfigError, Section};
+use countersign_identity::id::SPIFFE_ID_BYTES_MAX;
 
-use crate::api::RESOURCE_NAME_BYTES_MAX;
+/// Longest name of a secret. No SPIFFE ID is longer, and other names are the operator's.
+pub(crate) const RESOURCE_NAME_BYTES_MAX: usize = SPIFFE_ID_BYTES_MAX;
 
 /// SPIRE's warning, word for word.
 const SAME_NAME: &str = "The \"default_bundle_name\" and \"default_all_bundles_name\" configurables have the same value. \

@@ -28,9 +28,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder};
 use tower::{Service, service_fn};
 
+use super::Api;
 use super::access::About;
 use super::room::{self, Room};
-use super::{Api, sync};
+use super::sync::{self, Answer};
 
 const SYNC: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
 const ENTRIES: &str = "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries";
@@ -70,14 +71,6 @@ struct Kept {
     /// When the first of its entries is over.
     ends: Option<Timestamp>,
     used: Duration,
-}
-
-/// Messages, encoded.
-#[derive(Debug, Clone)]
-pub(crate) struct Answer {
-    pub(crate) messages: Arc<[Bytes]>,
-    /// Whether they say everything, so that no question follows.
-    pub(crate) is_whole: bool,
 }
 
 impl Answer {

@@ -16,12 +16,19 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, Streaming};
 
 use super::Api;
-use super::polled::Answer;
 use super::room::Room;
 use crate::policy::Caller;
 
 /// Entries in one page, fewer where they are large; agents derive theirs from it.
 const PAGE: usize = 500;
+
+/// Messages, encoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) messages: Arc<[Bytes]>,
+    /// Whether they say everything, so that no question follows.
+    pub(crate) is_whole: bool,
+}
 
 /// Messages as they are sent.
 pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;

@@ -3,17 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use countersign_identity::id::SPIFFE_ID_BYTES_MAX;
 use countersign_wire::discovery::DiscoveryRequest;
 use tonic::Status;
 
 use super::SERVICE;
 use super::validator::Validator;
+use crate::config::RESOURCE_NAME_BYTES_MAX;
 
 /// Most names in one request: each is looked for among the identities and bundles of the caller, and no workload has as many.
 pub(super) const RESOURCE_NAMES_MAX: usize = 1024;
-/// Longest name. No SPIFFE ID is longer, and other names are the operator's.
-pub(crate) const RESOURCE_NAME_BYTES_MAX: usize = SPIFFE_ID_BYTES_MAX;
 /// Longest list of names, and longest text of an Envoy's, in a line of the log or in a refusal: the latter travels in a header,
 /// where each byte may become three, and clients read 8 KiB of those.
 const SHOWN_BYTES_MAX: usize = RESOURCE_NAME_BYTES_MAX + 64;

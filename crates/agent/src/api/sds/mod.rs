@@ -9,8 +9,6 @@ mod exchange;
 mod secrets;
 mod validator;
 
-pub(crate) use exchange::RESOURCE_NAME_BYTES_MAX;
-
 use std::sync::Arc;
 
 use countersign_transport::limits::MESSAGE_BYTES_MAX;

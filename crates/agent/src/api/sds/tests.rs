@@ -14,11 +14,11 @@ use prost_types::{Struct, Value};
 use tonic::Code;
 use zeroize::Zeroizing;
 
-use super::exchange::{Asked, Exchange, RESOURCE_NAME_BYTES_MAX, RESOURCE_NAMES_MAX, shown};
+use super::exchange::{Asked, Exchange, RESOURCE_NAMES_MAX, shown};
 use super::secrets::{Held, Secret, Unanswered, select};
 use super::validator::Validator;
 use crate::cache::{Identity, Svid};
-use crate::config::Sds;
+use crate::config::{RESOURCE_NAME_BYTES_MAX, Sds};
 
 const OWN: &str = "spiffe://example.org";
 
