@@ -210,7 +210,8 @@ mod tests {
     async fn nothing_is_lost_at_the_end() {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let mut gathered = Gathered::new(near);
-        gathered.write_vectored(&[io::IoSlice::new(b"last "), io::IoSlice::new(b"words")]).await.unwrap();
+        let said = gathered.write_vectored(&[io::IoSlice::new(b"last "), io::IoSlice::new(b"words")]).await.unwrap();
+        assert_eq!(said, 10);
         gathered.flush().await.unwrap();
         gathered.shutdown().await.unwrap();
         let mut read = String::new();
