@@ -100,7 +100,7 @@ impl RateLimits {
     pub(crate) fn new(settings: Settings, clock: SharedClock, metrics: Arc<Metrics>) -> Self {
         let limit = |per_second: u32| {
             let rate = Rate { burst: per_second, every: Duration::from_secs(1).checked_div(per_second)? };
-            Some(Mutex::new(Limit { per_second, buckets: Buckets::new(rate, SETS_MAX), line: Seldom::new(LOG_INTERVAL) }))
+            Some(Mutex::new(Limit { per_second, buckets: Buckets::new(rate, SETS_MAX), line: Seldom::new(1, LOG_INTERVAL) }))
         };
         for (method, limit) in Method::ALL.into_iter().zip(settings.0).filter(|(_, limit)| *limit > 0) {
             tracing::info!(method = method.path(), limit, "Workload API/SDS rate limiting enabled");

@@ -15,6 +15,7 @@ use countersign_identity::{Entry, Selector, Timestamp};
 use countersign_plugins::Pending;
 use countersign_plugins::keys::KeyPair;
 use countersign_transport::clock::SharedClock;
+use countersign_transport::observe::Seldom;
 use countersign_transport::random::SharedRandom;
 use tokio::sync::{Notify, Semaphore};
 use tonic::Status;
@@ -61,35 +62,12 @@ struct Plan {
     due: HashMap<Arc<str>, Planned>,
     /// Entries whose SVIDs are to be replaced although their time has not come.
     replaced: HashSet<Arc<str>>,
-    failures: Failures,
 }
 
 /// Failures said at level warning, in a minute: without server, all SVIDs that are due fail again and again. `explain` tells
 /// of each.
 const FAILURES_SAID_MAX: u32 = 20;
 const FAILURES_EVERY: Duration = Duration::from_secs(60);
-
-/// How many failures were said since when.
-#[derive(Debug, Default)]
-struct Failures {
-    since: Duration,
-    said: u32,
-    unsaid: u32,
-}
-
-impl Failures {
-    /// Whether one more is said, and of the last minute that had some: how many were not, and how long ago it began.
-    fn one_more(&mut self, now: Duration) -> (bool, Option<(u32, Duration)>) {
-        let (mut unsaid, age) = (None, now.saturating_sub(self.since));
-        if age >= FAILURES_EVERY {
-            unsaid = (self.unsaid > 0).then_some((self.unsaid, age));
-            *self = Self { since: now, ..Self::default() };
-        }
-        let is_said = self.said < FAILURES_SAID_MAX;
-        *(if is_said { &mut self.said } else { &mut self.unsaid }) += 1;
-        (is_said, unsaid)
-    }
-}
 
 /// When an item is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,13 +151,15 @@ pub(crate) struct Rotator {
     availability_target: Option<Duration>,
     metrics: Arc<Metrics>,
     plan: Mutex<Plan>,
+    failures: Seldom,
     wake: Notify,
 }
 
 impl Rotator {
     pub(crate) fn new(cache: Arc<Cache>, clock: SharedClock, random: SharedRandom, key_type: KeyType, metrics: Arc<Metrics>) -> Self {
         let (plan, wake) = (Mutex::default(), Notify::new());
-        Self { cache, clock, random, key_type, availability_target: None, metrics, plan, wake }
+        let failures = Seldom::new(FAILURES_SAID_MAX, FAILURES_EVERY);
+        Self { cache, clock, random, key_type, availability_target: None, metrics, plan, failures, wake }
     }
 
     /// Renews so early that every SVID always has this much life left.
@@ -353,25 +333,15 @@ impl Rotator {
                 if is_replaced {
                     plan.replaced.insert(Arc::clone(id));
                 }
-                let (is_said, unsaid) = plan.failures.one_more(self.clock.steady());
                 drop(plan);
-                if let Some((count, age)) = unsaid {
-                    let began_ago = format!("{}s", age.as_secs());
-                    tracing::warn!(
-                        count,
-                        began_ago,
-                        "More X509 SVIDs could not be minted in the last minute with failures; level debug has each"
-                    );
-                }
                 macro_rules! failed {
-                    ($level:ident) => {
-                        tracing::$level!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, "Failed to mint X509 SVID")
+                    ($level:ident $(, $more:ident)?) => {
+                        tracing::$level!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, error = reason, retry_interval = ?wait, $($more,)? "Failed to mint X509 SVID")
                     };
                 }
-                if is_said {
-                    failed!(warn)
-                } else {
-                    failed!(debug)
+                match self.failures.turn(self.clock.steady()) {
+                    Some(left_out) => failed!(warn, left_out),
+                    None => failed!(debug),
                 }
                 self.cache.svid_failed(id, &reason);
             }
@@ -434,6 +404,7 @@ mod tests {
 
     use countersign_identity::TrustDomain;
     use countersign_testkit::clock::VirtualClock;
+    use countersign_testkit::log::Log;
     use countersign_transport::random::Seeded;
 
     use super::*;
@@ -454,20 +425,6 @@ mod tests {
             ..Default::default()
         });
         (rotator, cache, clock, entry.expect("an entry"), facts)
-    }
-
-    #[test]
-    fn an_outage_does_not_fill_the_log() {
-        let (mut failures, minute) = (Failures::default(), FAILURES_EVERY);
-        let said = (0..700).filter(|_| failures.one_more(minute).0).count();
-        assert_eq!(said, 20);
-        assert_eq!(failures.one_more(minute + minute - Duration::from_nanos(1)), (false, None));
-        assert_eq!(
-            failures.one_more(minute * 9),
-            (true, Some((681, minute * 8))),
-            "those before are counted, and it is said when that was"
-        );
-        assert_eq!(failures.one_more(minute * 10), (true, None), "once");
     }
 
     struct Failing;
@@ -496,6 +453,22 @@ mod tests {
         assert!(!next_is_ready(), "it is not tried again at once");
         clock.advance(RETRY_FIRST.mul_f64(1.2));
         assert!(next_is_ready());
+    }
+
+    #[tokio::test]
+    async fn an_outage_does_not_fill_the_log() {
+        Log::listen();
+        let (rotator, cache, clock, entry, facts) = rotator();
+        cache.apply(Update { entries: vec![Arc::new(entry)], ..Update::default() });
+        let id: Arc<str> = "web".into();
+        for _ in 0..30 {
+            rotator.fetch(&Failing, &id, &facts).await;
+        }
+        let said = |level| Log::count(level, "Failed to mint X509 SVID");
+        assert_eq!((said("WARN"), said("DEBUG")), (20, 10));
+        clock.advance(FAILURES_EVERY);
+        rotator.fetch(&Failing, &id, &facts).await;
+        assert_eq!(Log::count("WARN", "left_out=10"), 1);
     }
 
     #[test]

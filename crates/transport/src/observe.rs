@@ -32,30 +32,43 @@ pub struct Logging {
     pub source_location: bool,
 }
 
-/// A line of the log that somebody else can cause as often as it likes: now and then one is written, and the others are
-/// counted.
+/// A line of the log that can come as often as somebody likes, or whenever something fails: now and then some are written, and
+/// the others are counted.
 #[derive(Debug)]
 pub struct Seldom {
+    lines: u32,
     interval: Duration,
-    /// When the last was written, and how many were not since.
-    last: Mutex<(Option<Duration>, u64)>,
+    state: Mutex<Written>,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    /// When the interval began.
+    since: Option<Duration>,
+    /// Lines in it.
+    lines: u32,
+    /// How many were not written since the last that was.
+    left_out: u64,
 }
 
 impl Seldom {
-    /// One line in each interval.
-    pub fn new(interval: Duration) -> Self {
-        Self { interval, last: Mutex::default() }
+    /// So many lines in each interval.
+    pub fn new(lines: u32, interval: Duration) -> Self {
+        Self { lines, interval, state: Mutex::default() }
     }
 
     /// Whether one more is written, and how many were not since the last one; `now` is steady time.
     pub fn turn(&self, now: Duration) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.0.is_some_and(|at| now.saturating_sub(at) < self.interval) {
-            last.1 += 1;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.since.is_none_or(|since| now.saturating_sub(since) >= self.interval) {
+            (state.since, state.lines) = (Some(now), 0);
+        }
+        if state.lines == self.lines {
+            state.left_out += 1;
             return None;
         }
-        last.0 = Some(now);
-        Some(std::mem::take(&mut last.1))
+        state.lines += 1;
+        Some(std::mem::take(&mut state.left_out))
     }
 }
 
@@ -290,4 +303,20 @@ fn serve(listener: TcpListener, router: Router) {
             tracing::error!(%error, "An HTTP listener ended");
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_lines_are_written_in_each_interval_and_the_others_counted_with_the_next() {
+        let minute = Duration::from_secs(60);
+        let lines = Seldom::new(20, minute);
+        let written = |count: usize, now: Duration| (0..count).filter_map(|_| lines.turn(now)).collect::<Vec<_>>();
+        assert_eq!(written(700, minute), vec![0; 20]);
+        assert_eq!(lines.turn(minute * 2 - Duration::from_nanos(1)), None);
+        assert_eq!(written(3, minute * 9), [681, 0, 0]);
+        assert_eq!(lines.turn(minute * 10), Some(0), "counted once");
+    }
 }

@@ -136,7 +136,7 @@ pub fn incoming(
             anonymous: Places::new(ANONYMOUS_MAX, ANONYMOUS_PER_ADDRESS_MAX),
             known: Places::new(TCP_CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX),
             key_exchange,
-            refused_key_exchange: Seldom::new(LOG_INTERVAL),
+            refused_key_exchange: Seldom::new(1, LOG_INTERVAL),
         });
         loop {
             let accepted = tokio::select! {
