@@ -25,7 +25,7 @@ async fn over(stream: std::os::unix::net::UnixStream) -> Workload {
 }
 
 /// A world whose agent looks at the programs of its callers.
-async fn with_paths() -> World {
+pub async fn with_paths() -> World {
     let mut world = World::without_agent(std::sync::Arc::new(countersign_transport::clock::SystemClock), "").await;
     let token = world.domain.token(Some(&crate::support::node())).await.unwrap();
     world.config(false, "").await;

@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::child::Caller;
-use crate::support::{Foreign, OWN, World, answer, next};
+use crate::support::{Foreign, OWN, World, answer, message, next, selector};
 
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
@@ -308,6 +308,31 @@ async fn a_stream_of_secrets_ends_with_its_process() {
     ] {
         assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "workload attestation failed"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_runs_another_program_is_attested_again_before_it_gets_another_key() {
+    let world = crate::callers::with_paths().await;
+    let program = std::fs::canonicalize("/proc/self/exe").unwrap();
+    let path = selector(&format!("unix:path:{}", program.display()));
+    let entry = world.domain.entry_from(message("/tests", &[path])).await.unwrap();
+    let (mut caller, connection) = Caller::connect(&world.socket(), None);
+    let channel = Workload::over(tokio::net::UnixStream::from_std(connection).unwrap()).await.unwrap().channel;
+    until("it has an identity", || async { default_secret(channel.clone()).await.ok() }).await.unwrap();
+    let mut stream = Stream::open(channel.clone()).await;
+    svid(&stream.ask(request(&["default"])).await);
+    caller.run_another();
+    // Another key for the former program: whoever sits there now must not get it, by the stream or by a call.
+    world.update(&entry, |entry| entry.dns_names = vec!["web.test".to_owned()]).await;
+    let text = "workload is not authorized for the requested identities [\"default\"]";
+    let refused = [answer(&mut stream.answers).await.unwrap_err(), default_secret(channel).await.unwrap_err()];
+    for refused in refused {
+        assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, text));
+    }
+}
+
+async fn default_secret(channel: Channel) -> Result<DiscoveryResponse, Status> {
+    client(channel).fetch_secrets(request(&["default"])).await.map(tonic::Response::into_inner)
 }
 
 #[tokio::test(flavor = "multi_thread")]
